@@ -1,0 +1,37 @@
+# Everything starts from a fresh machine: each target installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: env train test fast check smoke clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fovea needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (set PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+train: env
+	$(PY) train.py --config=configs/quickstart.py --workdir=runs/quickstart
+	$(PY) eval.py --workdir=runs/quickstart
+
+check: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: check
+	$(PY) -m pytest -n 2 --dist=worksteal
+
+# The set to run between two edits.
+fast: env
+	$(PY) -m pytest -n 2 --dist=worksteal -m "not slow and not multiprocess"
+
+# A cross-section for another Python and another JAX: make smoke PYTHON=python3.12 VENV=.venv312
+smoke: env
+	$(PY) -m pytest -n 2 -m smoke
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,11 @@
+"""Experiment configurations: `base.py` declares every key, each other file is one experiment.
+
+`load("configs/quickstart.py", {"optim.learning_rate": "3e-4"})` gives a checked, immutable `Config`.
+"""
+
+from configs.duration import Duration
+from configs.load import describe, differences, from_dict, load, replace, split_arguments
+from configs.schema import READS, Config, as_dict, digest, flat_values
+
+__all__ = ["READS", "Config", "Duration", "as_dict", "describe", "differences", "digest", "flat_values", "from_dict", "load", "replace",
+           "split_arguments"]

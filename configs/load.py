@@ -1,0 +1,140 @@
+"""From `--config=file.py:arg --config.a.b=c` to a checked `Config`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import schema
+from configs.base import FIELDS
+from configs.schema import Config, Field
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, str], list[str]]:
+    """Takes `--config` and `--config.key` out of a command line.
+
+    Returns:
+      The file with its argument ("" if absent), the overrides `{dotted key: text}` and the other arguments.
+    """
+    path, overrides, others = "", {}, []
+    waiting = list(arguments)
+    while waiting:
+        name, given, value = waiting.pop(0).partition("=")
+        if name != "--config" and not name.startswith("--config."):
+            others.append(name + given + value)
+            continue
+        if not given:
+            if not waiting:
+                raise ValueError(f"{name} needs a value: {name}=VALUE")
+            value = waiting.pop(0)
+        if name == "--config":
+            path = value
+        else:
+            overrides[name.removeprefix("--config.")] = value
+    return path, overrides, others
+
+
+def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Runs `get_config` of a configuration file and applies overrides.
+
+    Args:
+      path: `file.py` or `file.py:argument`; the argument is handed to `get_config`.
+      overrides: values by dotted key, as text from the command line or as Python values.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: unknown key, wrong type or impossible value; the message names the key, what it takes and the nearest name.
+    """
+    name, _, argument = path.partition(":")
+    file = Path(name)
+    if not file.is_file():
+        known = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        raise FileNotFoundError(f"--config={name}: no such file{schema.nearest(file.name, known)}")
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(argument) if argument else module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        lines = [line for line in str(error).strip().strip("'\"").replace("\\n", "\n").splitlines() if line.strip()]
+        raise ValueError(f"--config={path}: {' '.join(lines)}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    return from_dict(config.to_dict(), overrides)
+
+
+def from_dict(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Builds a `Config` from nested values, such as a saved `config.json`, and overrides by dotted key."""
+    values = json.loads(json.dumps(values, default=str)) if not isinstance(values, Config) else schema.as_dict(values)
+    for key, value in (overrides or {}).items():
+        _apply(values, key, value)
+    return _cross_check(schema.build(FIELDS, values))
+
+
+def replace(config: Config, **overrides: Any) -> Config:
+    """Returns a copy with other values; dots in keys are written as double underscores, `optim__ema=0.9`."""
+    return from_dict(schema.as_dict(config), {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def _apply(values: dict[str, Any], key: str, value: Any) -> None:
+    fields: Any = FIELDS
+    *parents, last = key.split(".")
+    done = ""
+    for name in parents:
+        if isinstance(fields, Mapping) and name not in fields:
+            raise ValueError(f"config.{key}: no group '{done}{name}'{schema.nearest(name, fields)}")
+        done += name + "."
+        fields = fields[name]
+        if isinstance(fields, Field) and not isinstance(fields.default, dict):
+            raise ValueError(f"config.{key}: '{done[:-1]}' is a value, not a group; it takes {fields.allowed()}")
+        values = values.setdefault(name, {})
+        if isinstance(fields, Field):
+            # A free group of options: whoever receives them checks the names.
+            values[key.removeprefix(done)] = schema._literal(value) if isinstance(value, str) else value
+            return
+    if last not in fields:
+        known = [k for k in schema.flatten(FIELDS) if k.endswith("." + last)]
+        hint = f" (there is {', '.join(known)})" if known else schema.nearest(last, fields)
+        raise ValueError(f"config.{key}: no such key{hint or '; there are: ' + ' '.join(fields)}")
+    if not isinstance(fields[last], Field):
+        raise ValueError(f"config.{key}: a group; set one of its keys: {', '.join(fields[last])}")
+    values[last] = value
+
+
+def _cross_check(config: Config) -> Config:
+    """Refuses combinations that no key can be blamed for alone."""
+    values = schema.flat_values(config)
+    if values["data.batch_size"] % values["optim.accumulate"]:
+        raise ValueError(f"config.optim.accumulate={values['optim.accumulate']}: must divide data.batch_size={values['data.batch_size']}")
+    if (values["train.distill"] == "none") != (values["train.teacher"] == ""):
+        raise ValueError("config.train.distill and config.train.teacher go together: set both, or neither ('none' and '')")
+    if len(values["data.mean"]) != len(values["data.std"]):
+        raise ValueError(f"config.data.std has {len(values['data.std'])} channels, config.data.mean {len(values['data.mean'])}: equally many are needed")
+    if not all(isinstance(s, int | float) and s > 0 for s in values["data.std"]):
+        raise ValueError(f"config.data.std={values['data.std']}: takes positive numbers")
+    if values["train.steps"].endswith("%"):
+        raise ValueError(f"config.train.steps={values['train.steps']}: the run's own length cannot be a share of it: write steps, epochs or examples")
+    if values["mesh.data"] == 0:
+        raise ValueError("config.mesh.data=0: takes -1 or a number of devices, at least 1")
+    return config
+
+
+def differences(saved: Mapping[str, Any], config: Config) -> list[str]:
+    """Lists keys (`key: saved -> now`) in which a saved configuration is another run than `config`."""
+    before, now = schema.flat_values(from_dict(saved)), schema.flat_values(config)
+    return [f"{key}: {before[key]!r} -> {now[key]!r}" for key, field in schema.flatten(FIELDS).items()
+            if field.identity and before[key] != now[key]]
+
+
+def describe(config: Config) -> str:
+    """Returns the configuration as text, one documented key a line, marked with * where it differs from the default."""
+    fields, values = schema.flatten(FIELDS), schema.flat_values(config)
+    defaults = schema.flat_values(schema.build(FIELDS, {}))
+    width = max(len(f"{k} = {values[k]}") for k in fields if len(str(values[k])) < 40) + 2
+    return "\n".join(f"{'*' if values[k] != defaults[k] else ' '} {f'{k} = {values[k]}':<{width}}# {f.doc}" for k, f in fields.items())

@@ -1,0 +1,207 @@
+"""What a configuration key may hold, and the checks that turn a file and its overrides into a `Config`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from configs.duration import ALLOWED as DURATIONS
+from configs.duration import Duration
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One key: its default (whose type is the key's type), its meaning, and what it allows.
+
+    Attributes:
+      default: value without an override. A `Duration` default makes the key a duration, a dictionary a free group of options.
+      doc: one line for `--print_config`, with the unit.
+      choices: the only values allowed, if not empty.
+      low, high: inclusive bounds of a number.
+      kind: the key's type where the default is None ("left to whoever reads it"), which is then allowed as 'none'.
+      identity: whether a run with another value is another run, so that its workdir cannot be continued.
+    """
+
+    default: Any
+    doc: str
+    choices: tuple = ()
+    low: float | None = None
+    high: float | None = None
+    kind: type | None = None
+    identity: bool = True
+
+    def allowed(self) -> str:
+        """Says in words what the key takes."""
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        if isinstance(self.default, Duration):
+            return f"a duration such as {DURATIONS}"
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
+                tuple: "a list such as 'a,b'", dict: "options"}[self.kind or type(self.default)] + (" or none" if self.kind else "")
+        if self.low is not None and self.high is not None:
+            return f"{kind} from {self.low} to {self.high}"
+        return kind if self.low is None else f"{kind}, at least {self.low}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns ` (nearest: x, y)` for the known names that resemble `name`, or nothing."""
+    names = list(names)
+    initials = [n for n in names if "_" in n and "".join(word[:1] for word in n.split("_")) == name]
+    close = initials or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(close)})" if close else ""
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _convert(field: Field, value: Any) -> Any:
+    """Brings a value from a file or from the command line to the type of the key, or raises ValueError or TypeError."""
+    kind = field.kind or type(field.default)
+    if field.kind and value in (None, "none", "None"):
+        return None
+    if kind is Duration:
+        return Duration.parse(value)
+    if kind is str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+    if kind is tuple:
+        value = value.split(",") if isinstance(value, str) and not value.startswith(("(", "[")) else value
+        value = _literal(value) if isinstance(value, str) else value
+        if not isinstance(value, tuple | list):
+            raise TypeError
+        items = tuple(_literal(v.strip()) if isinstance(v, str) and isinstance(field.default[:1], tuple)
+                      and field.default and not isinstance(field.default[0], str) else v for v in value)
+        return tuple(v.strip() if isinstance(v, str) else v for v in items if v != "")
+    value = _literal(value) if isinstance(value, str) else value
+    if kind is dict:
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return {str(k): v for k, v in value.items()}
+    if kind is bool or isinstance(value, bool):
+        if kind is not bool or not isinstance(value, bool):
+            raise TypeError
+        return value
+    if not isinstance(value, int | float) or (kind is int and value != int(value)):
+        raise TypeError
+    return kind(value)
+
+
+def check(key: str, field: Field, value: Any) -> Any:
+    """Returns `value` as the type of `field`, or raises a ValueError of one line that names the key and what it takes."""
+    try:
+        value = _convert(field, value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"config.{key}={value!r}: takes {field.allowed()}") from None
+    if field.choices and value not in field.choices:
+        raise ValueError(f"config.{key}={value!r}: takes {field.allowed()}{nearest(str(value), map(str, field.choices))}")
+    number = value.value if isinstance(value, Duration) else value
+    if isinstance(number, int | float) and not isinstance(number, bool) and not isinstance(value, str):
+        below = field.low is not None and not number >= field.low
+        above = field.high is not None and not number <= field.high
+        if below or above or not math.isfinite(number):
+            raise ValueError(f"config.{key}={value}: takes {field.allowed()}")
+    return value
+
+
+# Dotted keys that running code has read, for the test that every key is read by some shipped configuration.
+READS: set[str] = set()
+
+
+class Config:
+    """A checked configuration with attribute access, `config.optim.learning_rate`; it never changes.
+
+    Reading an undeclared key is an AttributeError that lists the nearest names, and every read is recorded in
+    `READS`. Code that looks at a configuration as data (printing, hashing, comparing) uses `as_dict`, which records nothing.
+    """
+
+    __slots__ = ("_prefix", "_values")
+    _prefix: str
+    _values: dict[str, Any]
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = ""):
+        object.__setattr__(self, "_prefix", prefix)
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._values:
+            raise AttributeError(f"config.{self._prefix}{name} is not declared in configs/base.py{nearest(name, self._values)}")
+        value = self._values[name]
+        if not isinstance(value, Config):
+            READS.add(self._prefix + name)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"config.{self._prefix}{name}: a running configuration does not change; use configs.replace")
+
+    def __reduce__(self):
+        return Config, (self._values, self._prefix)
+
+    def __repr__(self) -> str:
+        return f"Config({self._values!r})"
+
+
+def build(fields: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
+    """Checks nested `values` against nested `fields`, fills in defaults, and returns the `Config`."""
+
+    def group(fields: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> Config:
+        if not isinstance(values, Mapping):
+            raise ValueError(f"config.{prefix[:-1]}={values!r}: takes a group with the keys {', '.join(fields)}")
+        for name in values:
+            if name not in fields:
+                raise ValueError(f"config.{prefix}{name}: no such key{nearest(name, fields) or f'; there are: {chr(32).join(fields)}'}")
+        out = {}
+        for name, field in fields.items():
+            key = prefix + name
+            if isinstance(field, Field):
+                out[name] = check(key, field, values.get(name, field.default))
+            else:
+                out[name] = group(field, values.get(name, {}), key + ".")
+        return Config(out, prefix)
+
+    return group(fields, values, "")
+
+
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Field]:
+    """Returns the fields by dotted key."""
+    out: dict[str, Field] = {}
+    for name, field in fields.items():
+        out.update({prefix + name: field} if isinstance(field, Field) else flatten(field, f"{prefix}{name}."))
+    return out
+
+
+def as_dict(config: Config, convert: Callable[[Any], Any] = lambda v: str(v) if isinstance(v, Duration) else v) -> dict[str, Any]:
+    """Returns the nested values, ready for JSON, without recording reads."""
+    return {k: as_dict(v, convert) if isinstance(v, Config) else convert(v) for k, v in config._values.items()}
+
+
+def flat_values(config: Config) -> dict[str, Any]:
+    """Returns `{dotted key: JSON value}` without recording reads."""
+
+    def walk(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for k, v in values.items():
+            out.update(walk(v, f"{prefix}{k}.") if isinstance(v, dict) and prefix + k not in _FREE else {prefix + k: v})
+        return out
+
+    return walk(json.loads(json.dumps(as_dict(config))), "")
+
+
+_FREE = ("model.options", "train.options")
+
+
+def digest(config: Config) -> str:
+    """Returns 12 hexadecimal digits that name this configuration."""
+    return hashlib.sha256(json.dumps(as_dict(config), sort_keys=True).encode()).hexdigest()[:12]

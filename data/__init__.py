@@ -1,0 +1,24 @@
+"""Data sets as records of typed fields, transforms, and streams that are pure functions of (seed, position)."""
+
+from data.catalog import open_source, register_source
+from data.source import ArraySource, EncodedImage, ExampleError, Info, Record, Source
+from data.stream import EvalBatches, TrainStream, eval_batches, train_stream
+from data.transforms import TRANSFORMS, Pipeline, parse_transforms
+
+__all__ = [
+    "TRANSFORMS",
+    "ArraySource",
+    "EncodedImage",
+    "EvalBatches",
+    "ExampleError",
+    "Info",
+    "Pipeline",
+    "Record",
+    "Source",
+    "TrainStream",
+    "eval_batches",
+    "open_source",
+    "parse_transforms",
+    "register_source",
+    "train_stream",
+]

@@ -1,0 +1,60 @@
+"""Opens a data set by its name in the config."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from data.folder import open_class_folders, open_images
+from data.source import DecodedOnce, Source
+from data.synthetic import open_synthetic
+from data.tfds_source import open_digits, open_tfds
+
+CACHE_POLICIES = ("auto", "memory", "none")
+AUTO_CACHE_BYTES = 256 * 2**20
+
+
+class Opener(Protocol):
+    """Opens the part of a name after the colon."""
+
+    def __call__(self, argument: str, split: str, directory: str | None = None) -> Source:
+        """Opens `split` of the set; `directory` is where prepared sets live."""
+        ...
+
+
+_OPENERS: dict[str, Opener] = {
+    "digits": open_digits,
+    "folder": open_class_folders,
+    "images": open_images,
+    "synthetic": open_synthetic,
+}
+
+
+def register_source(name: str, opener: Opener) -> None:
+    """Makes `name` and `name:argument` open with `opener(argument, split, directory)`; for sets made in code."""
+    _OPENERS[name] = opener
+
+
+def open_source(name: str, split: str, directory: str | None = None, cache: str = "auto") -> Source:
+    """Opens a split of a data set.
+
+    Args:
+        name: `digits`, `folder:PATH`, `images:PATH` (no labels), `synthetic[:options]`, a registered name, or the name
+            of a set prepared by TFDS as ArrayRecord (`name`, `name/config`, `name:version`).
+        split: a split or part of one, such as `train`, `train[:90%]`, `train[100:200]+test`.
+        directory: where prepared sets live; None for the default of the source.
+        cache: `memory` keeps decoded examples after their first use, `none` does not, `auto` does so for a set whose
+            images have one shape and take less than 256 MiB.
+
+    Raises:
+        FileNotFoundError: nothing by this name; the message lists what there is.
+        ValueError: no such split, or a set that cannot be used.
+    """
+    if cache not in CACHE_POLICIES:
+        raise ValueError(f"data.cache must be one of {', '.join(CACHE_POLICIES)}, got {cache!r}")
+    kind, _, argument = name.partition(":")
+    opener = _OPENERS.get(kind)
+    source = opener(argument, split, directory) if opener else open_tfds(name, split, directory, others=tuple(_OPENERS))
+    shape = source.info.image_shape or (None,)
+    small = None not in shape and len(source) * math.prod(side or 0 for side in shape) < AUTO_CACHE_BYTES
+    return DecodedOnce(source) if cache == "memory" or (cache == "auto" and small) else source

@@ -1,0 +1,148 @@
+"""Moving pixels: resizing, cropping, flipping, padding. A size is one number (square) or (height, width)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from typing_extensions import override
+
+from data.transform import GeometricTransform
+from data.warp import Flip, Resample, Warp, Window, check_interpolation
+
+Size = int | tuple[int, int]
+
+
+def _check_size(size: Size) -> None:
+    if min(_width_height(size)) < 1:
+        raise ValueError(f"a size must be at least 1 pixel, got {size}")
+
+
+def _width_height(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[1], size[0])
+
+
+@dataclass(frozen=True)
+class Resize(GeometricTransform):
+    """Resizes the shorter side to `size` and keeps the shape, or resizes to exactly (height, width)."""
+
+    size: Size
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        check_interpolation(self.interpolation)
+
+    @override
+    def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp | None:
+        if isinstance(self.size, int):
+            scale = self.size / min(width, height)
+            target = (max(round(width * scale), self.size), max(round(height * scale), self.size))
+        else:
+            target = _width_height(self.size)
+        return None if target == (width, height) else Resample(target, (0, 0, width, height), self.interpolation)
+
+
+@dataclass(frozen=True)
+class CenterCrop(GeometricTransform):
+    """Cuts the middle; an image smaller than that is padded with the mean colour."""
+
+    size: Size
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    @override
+    def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp:
+        across, down = _width_height(self.size)
+        return Window((across, down), (round((width - across) / 2), round((height - down) / 2)))
+
+
+@dataclass(frozen=True)
+class RandomCrop(GeometricTransform):
+    """Pads every side by `padding`, then cuts at random (CIFAR; DeiT-III with `padding=4, mirror=True`)."""
+
+    size: Size
+    padding: int = 0
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    @override
+    def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp:
+        across, down = _width_height(self.size)
+        left = _start(rng, width, across, self.padding)
+        return Window((across, down), (left, _start(rng, height, down, self.padding)), self.mirror)
+
+
+def _start(rng: np.random.Generator, size: int, wanted: int, padding: int) -> int:
+    """A window's first pixel, uniform over the padded side; the middle if the side is too short."""
+    room = size + 2 * padding - wanted
+    return int(rng.integers(room + 1)) - padding if room >= 0 else (size - wanted) // 2
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop(GeometricTransform):
+    """Cuts a rectangle of random area and aspect and resizes it (Szegedy et al., arXiv:1409.4842, section 6).
+
+    `scale` bounds the area as a share of the image's, `ratio` width over height, uniform in its logarithm. After ten
+    rectangles that do not fit, the largest middle one within `ratio` is taken.
+    """
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        check_interpolation(self.interpolation)
+
+    @override
+    def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp:
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < across <= width and 0 < down <= height:
+                left, top = int(rng.integers(width - across + 1)), int(rng.integers(height - down + 1))
+                break
+        else:
+            across = min(width, max(round(height * self.ratio[1]), 1))
+            down = min(height, max(round(width / self.ratio[0]), 1))
+            left, top = (width - across) // 2, (height - down) // 2
+        box = (left, top, left + across, top + down)
+        return Resample(_width_height(self.size), box, self.interpolation)
+
+
+@dataclass(frozen=True)
+class InceptionCrop(RandomResizedCrop):
+    """`random_resized_crop` with big_vision's settings: at least 5% of the area, bilinear."""
+
+    scale: tuple[float, float] = (0.05, 1.0)
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class RandomFlip(GeometricTransform):
+    """Mirrors left and right with this probability."""
+
+    probability: float = 0.5
+
+    @override
+    def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp | None:
+        return Flip((width, height)) if rng.random() < self.probability else None
+
+
+@dataclass(frozen=True)
+class Pad(GeometricTransform):
+    """Adds `amount` pixels on every side, of the mean colour or mirrored."""
+
+    amount: int
+    mirror: bool = False
+
+    @override
+    def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp:
+        return Window((width + 2 * self.amount, height + 2 * self.amount), (-self.amount, -self.amount), self.mirror)

@@ -1,0 +1,223 @@
+"""What a data set is: a random-access sequence of records, and what is known about them.
+
+A record is a dict of named values. `info.fields` gives the kind of each:
+
+    image   uint8 [H, W, C] (0 to 255), float32 [H, W, C] (0 to 1), or an `EncodedImage` not decoded yet
+    label   int, 0 <= label < info.num_classes
+    mask    integer [H, W], one class a pixel; 255 where there is no truth
+    boxes   float32 [n, 4], (x_min, y_min, x_max, y_max) in pixels; the image spans 0 to W and 0 to H
+    points  float32 [n, 2+], (x, y, anything) in pixels
+    flow    float32 [H, W, 2], displacement (dx, dy) in pixels
+    text    str, or an int [length] array of tokens
+
+and every record has `index`, its place in the source.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from typing_extensions import override
+
+Record = dict[str, Any]
+
+KINDS = ("image", "label", "mask", "boxes", "points", "flow", "text")
+
+
+class ExampleError(ValueError):
+    """One example cannot be used; the message names it. `data.on_error` decides what happens."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is known about a source before a record is read.
+
+    `image_shape` is (height, width, channels) of the field `image`, None where it varies; `splits` maps the name of
+    every split of the set to its number of examples.
+    """
+
+    name: str
+    split: str
+    fields: Mapping[str, str]
+    num_examples: int
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    image_shape: tuple[int | None, int | None, int] | None = None
+    splits: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kind in self.fields.items():
+            if kind not in KINDS:
+                raise ValueError(f"field {name!r} of {self.name!r} has kind {kind!r}; allowed: {', '.join(KINDS)}")
+
+
+class Source(Protocol):
+    """A set of examples that can be read in any order, from any thread and, after pickling, from any process."""
+
+    info: Info
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def describe(self, index: int) -> str:
+        """Names example `index` for a person: its file, or the record of its set."""
+        ...
+
+
+class EncodedImage:
+    """An image still in its file or in its compressed bytes; `np.asarray(image)` decodes it to uint8 [H, W, C]."""
+
+    def __init__(self, content: bytes | Path, name: str, mode: str = "RGB"):
+        self.content, self.name, self.mode = content, name, mode
+        self._opened: Image.Image | None = None
+
+    def _open(self) -> Image.Image:
+        if self._opened is None:
+            content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+            if not content:
+                raise OSError("it has 0 bytes")
+            self._opened = Image.open(io.BytesIO(content))
+        return self._opened
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), from the header alone. Raises ExampleError with the name."""
+        try:
+            return self._open().size
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
+            raise self._failure(error) from error
+
+    def decode(self, least: tuple[int, int] | None = None) -> Image.Image:
+        """Decodes to Pillow's mode "RGB" or "L". A JPEG may come 2, 4 or 8 times smaller, but with neither side
+        below `least` = (width, height), which costs a fraction of the time. Raises ExampleError with the name.
+        """
+        try:
+            opened, self._opened = self._open(), None  # draft() changes it for good
+            if least is not None:
+                opened.draft(self.mode, least)
+            return opened.convert(self.mode)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> ExampleError:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        return ExampleError(f"cannot decode image {self.name}: {reason or type(error).__name__}")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = np.asarray(self.decode())
+        array = array[..., None] if array.ndim == 2 else array
+        return array if dtype is None else array.astype(dtype)
+
+
+class ArraySource(Source):
+    """Records kept in memory as arrays whose first axis counts examples.
+
+    Serves the digits, generated sets and tests: `ArraySource({"image": ..., "label": ...}, fields={"image": "image",
+    "label": "label"}, class_names=("a", "b"))`. A column may be a list where examples differ in shape.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Sequence[Any] | np.ndarray],
+        *,
+        fields: Mapping[str, str],
+        name: str = "arrays",
+        split: str = "train",
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        splits: Mapping[str, int] | None = None,
+    ):
+        lengths = {key: len(column) for key, column in columns.items()}
+        if set(lengths) != set(fields) or len(set(lengths.values())) != 1:
+            raise ValueError(f"columns {lengths} of {name!r} must be the fields {sorted(fields)}, all of one length")
+        self._columns = dict(columns)
+        count = next(iter(lengths.values()))
+        image = columns.get("image")
+        shape = tuple(image.shape[1:]) if isinstance(image, np.ndarray) else None
+        self.info = Info(
+            name=name,
+            split=split,
+            fields=dict(fields),
+            num_examples=count,
+            num_classes=num_classes if num_classes is not None else len(class_names) or None,
+            class_names=tuple(class_names),
+            image_shape=shape,
+            splits=dict(splits) if splits else {split: count},
+        )
+
+    def __len__(self) -> int:
+        return self.info.num_examples
+
+    def __getitem__(self, index: int) -> Record:
+        return {"index": index, **{key: column[index] for key, column in self._columns.items()}}
+
+    @override
+    def describe(self, index: int) -> str:
+        return f"example {index} of {self.info.name} {self.info.split}"
+
+
+class Selection(Source):
+    """Some examples of another source, in the order of `indices`: a slice of a split, or several splits joined."""
+
+    def __init__(self, parts: Sequence[tuple[Source, range]], split: str):
+        self._parts = tuple(parts)
+        self._starts = np.cumsum([0, *(len(chosen) for _, chosen in parts)])
+        first = parts[0][0].info
+        self.info = replace(first, split=split, num_examples=int(self._starts[-1]))
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {self.info.name} {self.info.split}, which has {len(self)} examples")
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        source, chosen = self._parts[part]
+        return source, chosen[index - int(self._starts[part])]
+
+    def __len__(self) -> int:
+        return self.info.num_examples
+
+    def __getitem__(self, index: int) -> Record:
+        source, inner = self._locate(index)
+        return {**source[inner], "index": index}
+
+    @override
+    def describe(self, index: int) -> str:
+        source, inner = self._locate(index)
+        return source.describe(inner)
+
+
+class DecodedOnce(Source):
+    """Keeps the records of another source in memory after their first use, images decoded to uint8 arrays.
+
+    Each process fills its own memory as it reads; pickling (to a worker) leaves the memory behind.
+    """
+
+    def __init__(self, source: Source):
+        self._source, self.info = source, source.info
+        self._records: dict[int, Record] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._records.get(index)
+        if record is None:
+            record = {
+                key: np.asarray(value) if isinstance(value, EncodedImage) else value
+                for key, value in self._source[index].items()
+            }
+            self._records[index] = record
+        return dict(record)
+
+    @override
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_records": {}}

@@ -1,0 +1,105 @@
+"""Evaluates a trained model, or predicts with it.
+
+    python eval.py --workdir=runs/a                      # newest checkpoint; writes runs/a/eval/<set>.json and
+    report.html python eval.py --workdir=runs/a --step=2000 --raw python eval.py --checkpoint=PATH
+    --config=configs/quickstart.py --output=results python eval.py --workdir=runs/a --predict=FOLDER     # writes
+    runs/a/eval/predictions.csv
+
+The configuration is the one saved with the checkpoint, or that of --config; --config.eval.sets=train=@train[:500] and
+the like change its keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import configs
+from configs import Config
+from training import command
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    path, overrides, rest = configs.split_arguments(arguments)
+    options = _parser().parse_args(rest)
+    if options.workdir and options.checkpoint:
+        raise ValueError("--workdir and --checkpoint: give one of them")
+    output = Path(options.output or Path(options.workdir) / "eval") if options.output or options.workdir else None
+    command.start_jax("")
+    from training import checkpoint  # after start_jax, which sets what JAX reads once
+
+    place = options.workdir or options.checkpoint
+    saved = checkpoint.restore_for_eval(place, options.step) if place else None
+    config = _config(path, overrides, saved)
+    command.start_jax(config.log.cache_directory)
+    if output is not None:
+        _check_writable(output)
+    use_ema = options.weights if options.weights is None else options.weights == "ema"
+    if options.predict:
+        if output is None:
+            raise ValueError("--predict: predictions of a --checkpoint need --output=FOLDER")
+        return _predict(config, saved, use_ema, options.predict, output)
+    return _evaluate(config, saved, use_ema, options.workdir, output)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="eval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", metavar="FOLDER", help="folder of a run")
+    parser.add_argument("--checkpoint", metavar="PATH", help="one checkpoint, in place of --workdir")
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="in place of the saved configuration")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step; default: the newest")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--raw", dest="weights", action="store_const", const="raw", help="the parameters themselves")
+    weights.add_argument("--ema", dest="weights", action="store_const", const="ema", help="their moving average")
+    parser.add_argument("--predict", metavar="FOLDER", help="write predictions for the images below FOLDER, and stop")
+    parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | None) -> Config:
+    if path:
+        return configs.load(path, overrides)
+    if saved is None:
+        raise ValueError("--workdir=FOLDER is missing, such as --workdir=runs/a (or --checkpoint=PATH)")
+    return configs.from_dict(saved["config"], overrides)
+
+
+def _check_writable(output: Path) -> None:
+    """Refuses a folder that cannot be written before any work is done."""
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{output}: cannot be written ({existing} is read-only or a file); give --output=FOLDER")
+
+
+def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, output: Path) -> int:
+    from training import predict, results, trained
+
+    model = trained.load(saved, config, use_ema=use_ema)
+    text = predict.predict_folder(model, folder)
+    print(results.write_text(output / "predictions.csv", text))
+    return 0
+
+
+def _evaluate(config: Config, saved: Any, use_ema: bool | None, workdir: str | None, output: Path | None) -> int:
+    from training import evaluate, results, trained
+
+    sets = evaluate.open_sets(config)
+    model = trained.load(saved, config, use_ema=use_ema, info=next(iter(sets.values())).info)
+    found = {label: model.evaluate(source) for label, source in sets.items()}
+    print(results.table(found, model.task.columns))
+    if output is not None:
+        for file in results.write(output, model, sets, found, Path(workdir) if workdir else None):
+            print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.guarded(main, sys.argv[1:]))

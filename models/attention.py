@@ -1,0 +1,201 @@
+"""Attention modules by name. Any of them can stand in for any other in a block.
+
+A module is made as `make_attention(name, width, heads, ...)` and called as
+`module(x, grid, *, context=None, mask=None, hook=None, layer=None, train=False, key=None) -> x`.
+`docs/model_interface.md` shows how to add one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from attn import Grid, Hook, dense_attention
+from models.init import scheme
+from models.layers import DType, LayerNorm, Linear, RMSNorm
+from models.names import keyword_options, unknown_name
+
+
+class DenseAttention(nnx.Module):
+    """Multi-head softmax attention over all tokens, projections fused as `[q, k, v]` (arXiv:2010.11929)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        init: str = "timm",
+        dtype: DType = None,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.heads, self.dropout = heads, dropout
+        start = scheme(init)
+        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, dtype=dtype, rngs=rngs)
+        self.q_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
+        self.k_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
+        self.proj = Linear(width, width, kernel_init=start.linear, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N C"],
+        grid: Grid,
+        *,
+        context: Float[Array, "B M C"] | None = None,
+        mask: Bool[Array, "#B #H #N M"] | None = None,
+        hook: Hook | None = None,
+        layer: Any = None,
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B N C"]:
+        """Tokens attend to each other, or to `context` where it is given. `grid` is not used: every pair is alike."""
+        q, k, v = project_qkv(self.qkv, x, context, self.heads)
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        dropout = self.dropout if train else 0.0
+        heads = dense_attention(q, k, v, mask=mask, dropout=dropout, key=key, hook=hook, layer=layer)
+        return self.proj(heads.reshape(x.shape))
+
+
+class IdentityAttention(nnx.Module):
+    """Mixes no tokens: value and output projection only. The control for "does attention do anything here?"."""
+
+    def __init__(
+        self, width: int, heads: int, *, qkv_bias: bool = True, init: str = "timm", dtype: DType = None, rngs: nnx.Rngs
+    ):
+        self.heads = heads
+        start = scheme(init)
+        self.value = Linear(width, width, use_bias=qkv_bias, kernel_init=start.linear, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, kernel_init=start.linear, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N C"],
+        grid: Grid,
+        *,
+        context: Array | None = None,
+        mask: Array | None = None,
+        hook: Hook | None = None,
+        layer: Any = None,
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B N C"]:
+        """Each token sees itself only, whatever `context` and `mask` say. Hook sites: `"v"`, `"heads"`."""
+        v = self.value(x).reshape(*x.shape[:2], self.heads, -1)
+        if hook is not None:
+            v = hook("heads", hook("v", v, layer), layer)
+        return self.proj(v.reshape(x.shape))
+
+
+class DifferentialAttention(nnx.Module):
+    """Difference of two softmax maps per head (Differential Transformer, arXiv:2410.05258, eq. 1-3), as in timm.
+
+    `heads` counts pairs: queries and keys have `2 * heads` heads of half the width. `lambda_init` depends on the layer.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        init: str = "timm",
+        dtype: DType = None,
+        rngs: nnx.Rngs,
+    ):
+        if width % (2 * heads):
+            raise ValueError(f"differential attention: width {width} is not divisible by twice the {heads} heads")
+        self.heads, self.dropout = heads, dropout
+        half = width // heads // 2
+        start = scheme(init)
+        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, dtype=dtype, rngs=rngs)
+        self.q_norm = LayerNorm(half, eps=norm_eps, dtype=dtype) if qk_norm else None
+        self.k_norm = LayerNorm(half, eps=norm_eps, dtype=dtype) if qk_norm else None
+        normal = jax.nn.initializers.normal(0.1)
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
+            nnx.Param(normal(rngs.params(), (half,), jnp.float32)) for _ in range(4)
+        )
+        self.sub_norm = RMSNorm(2 * half, eps=1e-5, dtype=dtype)
+        self.proj = Linear(width, width, kernel_init=start.linear, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N C"],
+        grid: Grid,
+        *,
+        context: Float[Array, "B M C"] | None = None,
+        mask: Bool[Array, "#B #H #N M"] | None = None,
+        hook: Hook | None = None,
+        layer: Any = None,
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B N C"]:
+        """As `DenseAttention`. At the hook sites the two maps of a pair are neighbouring heads, `2 * heads` in all."""
+        batch, tokens, width = x.shape
+        q, k, v = project_qkv(self.qkv, x, context, 2 * self.heads)
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        # Both maps of a pair weigh the same, twice as wide, values.
+        v = jnp.repeat(v.reshape(batch, v.shape[1], self.heads, -1), 2, axis=2)
+        dropout = self.dropout if train else 0.0
+        both = dense_attention(q, k, v, mask=mask, dropout=dropout, key=key, hook=hook, layer=layer)
+        both = both.reshape(batch, tokens, self.heads, 2, -1)
+
+        lambda_init = 0.8 - 0.6 * jnp.exp(-0.3 * (0 if layer is None else layer))
+        first = jnp.exp(jnp.sum(self.lambda_q1[...] * self.lambda_k1[...]))
+        second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
+        weight = (first - second + lambda_init).astype(x.dtype)
+        heads = self.sub_norm(both[..., 0, :] - weight * both[..., 1, :]) * (1 - lambda_init).astype(x.dtype)
+        return self.proj(heads.reshape(batch, tokens, width))
+
+
+def project_qkv(
+    qkv: Linear, x: Float[Array, "B N C"], context: Float[Array, "B M C"] | None, heads: int
+) -> tuple[Float[Array, "B N H D"], Float[Array, "B M H D"], Float[Array, "B M H D"]]:
+    """Queries from x, keys and values from the context (x itself unless given), through one fused projection."""
+    batch, tokens, width = x.shape
+    if context is None:
+        fused = checkpoint_name(qkv(x), "attention_qkv").reshape(batch, tokens, 3, heads, width // heads)
+        return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
+    q = checkpoint_name(qkv(x)[..., :width], "attention_qkv").reshape(batch, tokens, heads, -1)
+    fused = checkpoint_name(qkv(context)[..., width:], "attention_qkv").reshape(batch, context.shape[1], 2, heads, -1)
+    return q, fused[:, :, 0], fused[:, :, 1]
+
+
+ATTENTION: dict[str, Callable[..., nnx.Module]] = {
+    "dense": DenseAttention,
+    "identity": IdentityAttention,
+    "differential": DifferentialAttention,
+}
+"""Name -> module. A mechanism is added here and is then a value of the config key `model.attention`."""
+
+
+def make_attention(
+    name: str, width: int, heads: int, *, shared: dict[str, Any], options: dict[str, Any] | None = None, rngs: nnx.Rngs
+) -> nnx.Module:
+    """The named attention module.
+
+    Args:
+      shared: what the model says to every mechanism (`qkv_bias`, `init` ...); a mechanism takes what it has a use for.
+      options: what the user says to this one; an option it does not have is a ValueError.
+    """
+    if name not in ATTENTION:
+        raise ValueError(unknown_name("attention", name, ATTENTION))
+    accepted = keyword_options(ATTENTION[name])
+    for option in options or {}:
+        if option not in accepted:
+            raise ValueError(unknown_name(f"option of attention {name!r}", option, accepted))
+    arguments = {option: value for option, value in shared.items() if option in accepted} | (options or {})
+    return ATTENTION[name](width, heads, **arguments, rngs=rngs)

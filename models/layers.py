@@ -1,0 +1,148 @@
+"""The small layers every model is made of. Parameters are float32; `dtype` is what is computed in."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.init import Initializer
+
+DType = Any
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias` on the last axis, kernel `[in, out]`."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        kernel_init: Initializer,
+        bias_init: Initializer = jax.nn.initializers.zeros,
+        use_bias: bool = True,
+        dtype: DType = None,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (features_in, features_out), jnp.float32))
+        self.bias = nnx.Param(bias_init(rngs.params(), (features_out,), jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        """In `dtype`, or that of x."""
+        dtype = self.dtype or x.dtype
+        y = x.astype(dtype) @ self.kernel[...].astype(dtype)
+        return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalization over the last axis (arXiv:1607.06450); statistics in float32."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6, scale: float = 1.0, dtype: DType = None):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.full((width,), scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """In float32, returned in `dtype` or that of x."""
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+        return y.astype(self.dtype or x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalization over the last axis (arXiv:1910.07467); statistics in float32."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6, dtype: DType = None):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """In float32, returned in `dtype` or that of x."""
+        wide = x.astype(jnp.float32)
+        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        return y.astype(self.dtype or x.dtype)
+
+
+class LayerScale(nnx.Module):
+    """Learned factor per channel on a residual branch (CaiT, arXiv:2103.17239)."""
+
+    def __init__(self, width: int, initial: float):
+        self.gamma = nnx.Param(jnp.full((width,), initial, jnp.float32))
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """In the dtype of x."""
+        return x * self.gamma[...].astype(x.dtype)
+
+
+class PatchEmbed(nnx.Module):
+    """Non-overlapping patches in row-major order, each mapped to `width` channels; kernel `[p, p, in, C]`."""
+
+    def __init__(
+        self,
+        patch: tuple[int, int],
+        channels: int,
+        width: int,
+        *,
+        kernel_init: Initializer,
+        use_bias: bool = True,
+        dtype: DType = None,
+        rngs: nnx.Rngs,
+    ):
+        self.patch, self.dtype = patch, dtype
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (*patch, channels, width), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if use_bias else None
+
+    def grid_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches. ValueError if the image is not divisible."""
+        if height % self.patch[0] or width % self.patch[1]:
+            raise ValueError(
+                f"image of {height} x {width} is not divisible by the patch of {self.patch[0]} x {self.patch[1]}"
+            )
+        return height // self.patch[0], width // self.patch[1]
+
+    def __call__(self, images: Float[Array, "B Y X I"]) -> Float[Array, "B N C"]:
+        """Tokens; ValueError for an image that is not divisible by the patch or has other channels."""
+        batch, height, width, channels = images.shape
+        rows, columns = self.grid_shape(height, width)
+        if channels != self.kernel.shape[2]:
+            raise ValueError(f"image of {channels} channels for a model of {self.kernel.shape[2]}; images are NHWC")
+        dtype = self.dtype or images.dtype
+        # A reshape and one matrix product: the same numbers as the strided convolution, faster on CPUs.
+        x = images.astype(dtype).reshape(batch, rows, self.patch[0], columns, self.patch[1], channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+        y = x @ self.kernel[...].astype(dtype).reshape(x.shape[-1], -1)
+        return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+def fold_key(key: PRNGKeyArray | None, number: int) -> PRNGKeyArray | None:
+    """An independent key for each use of randomness in a call; None stays None."""
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+def dropout(x: Array, rate: float, *, train: bool, key: PRNGKeyArray | None) -> Array:
+    """Each element is zero with probability `rate`, the rest scaled up, when training."""
+    return _drop(x, rate, x.shape, "dropout", train, key)
+
+
+def drop_path(x: Array, rate: float | Array, *, train: bool, key: PRNGKeyArray | None) -> Array:
+    """Each example's residual branch is zero with probability `rate` when training (arXiv:1603.09382).
+
+    The rate may be traced, as it is for scanned blocks.
+    """
+    return _drop(x, rate, (x.shape[0],) + (1,) * (x.ndim - 1), "drop path", train, key)
+
+
+def _drop(x, rate, shape, name, train, key):
+    if not train or (isinstance(rate, int | float | np.number) and rate == 0):
+        return x
+    if key is None:
+        raise ValueError(f"{name} needs a key in training: call the model with key=...")
+    keep = 1.0 - rate
+    kept = jax.random.bernoulli(key, keep, shape)
+    return x * (kept / keep).astype(x.dtype)

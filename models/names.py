@@ -1,0 +1,22 @@
+"""One wording for names and options that nothing is known by."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """One line: the name, what is nearest, and what is allowed (shortened past a dozen)."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(str(name), allowed, n=3, cutoff=0.4)
+    nearest = f"; nearest: {', '.join(close)}" if close else ""
+    shown = ", ".join(allowed[:12]) + (f" and {len(allowed) - 12} more" if len(allowed) > 12 else "")
+    return f"unknown {kind} {name!r}{nearest}; allowed: {shown}"
+
+
+def keyword_options(build: Callable) -> list[str]:
+    """Keyword-only arguments of a function or class, `rngs` left out: what a user may say to it."""
+    # The signature of an NNX class is that of its metaclass; the options are those of its constructor.
+    function = inspect.getattr_static(build, "__init__") if isinstance(build, type) else build
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]

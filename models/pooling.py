@@ -1,0 +1,45 @@
+"""Multi-head attention pooling: one learned query looks at all tokens."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from attn import Hook, dense_attention
+from models.init import scheme
+from models.layers import DType, LayerNorm, Linear
+from models.mlp import Mlp
+
+
+class AttentionPool(nnx.Module):
+    """MAP head (Set Transformer, arXiv:1810.00825; big_vision): `y = MHA(latent, x)`, then `y + mlp(norm(y))`."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_width: int,
+        activation: str,
+        norm_eps: float,
+        init: str,
+        dtype: DType,
+        rngs: nnx.Rngs,
+    ):
+        self.heads = heads
+        start = scheme(init)
+        self.latent = nnx.Param(start.latent(rngs.params(), (1, 1, width), jnp.float32))
+        shared = {"kernel_init": start.linear, "dtype": dtype, "rngs": rngs}
+        self.q = Linear(width, width, **shared)
+        self.kv = Linear(width, 2 * width, **(shared | {"kernel_init": start.qkv}))
+        self.proj = Linear(width, width, **shared)
+        self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype)
+        self.mlp = Mlp(width, mlp_width, activation=activation, dropout=0.0, init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B N C"], *, hook: Hook | None = None) -> Float[Array, "B C"]:
+        """Hook sites are those of `dense_attention`, with `layer="pool"`."""
+        batch, tokens, width = x.shape
+        latent = jnp.broadcast_to(self.latent[...].astype(x.dtype), (batch, 1, width))
+        q = self.q(latent).reshape(batch, 1, self.heads, -1)
+        k, v = jnp.moveaxis(self.kv(x).reshape(batch, tokens, 2, self.heads, -1), 2, 0)
+        y = self.proj(dense_attention(q, k, v, hook=hook, layer="pool").reshape(batch, 1, width))
+        return (y + self.mlp(self.norm(y)))[:, 0]

@@ -1,0 +1,210 @@
+"""What a task is: everything that the training loop, the evaluator and the checkpoint do not know.
+
+The loop knows steps, parameters and devices. The task knows the fields of a batch, how the model is called with them,
+what is minimised and what is measured. A new task is a subclass of `Task` in one file; nothing in `training/` changes
+for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import models
+from tasks.metrics import Metric, mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Batch = Mapping[str, jax.Array]
+Outputs = Mapping[str, jax.Array]
+Partners = Mapping[str, nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """One picture of the evaluation report: a heading, a caption that says how to read it, and the figure."""
+
+    title: str
+    caption: str
+    figure: Figure
+
+
+class Task:
+    """Base class. B is the number of examples of a batch; a batch is a dictionary of arrays whose first axis is B.
+
+    Every batch carries `index` `[B]` (integer example id); a batch of an evaluation also carries `valid` `[B]` (1, or
+    0 for the padding of the last batch), which every metric and every mean has to respect
+    (`tasks.metrics.example_weights`).
+
+    `prepare`, `forward`, `loss`, `predictions` and the updates of the metrics run inside `jax.jit`; they may not read
+    values.
+
+    Attributes:
+      trains: False for a task that has nothing to learn: `train.py` refuses it and it runs under `eval.py` alone.
+      best_metric: the result that chooses the best checkpoint and whether `"max"` or `"min"` is better.
+      columns: the results shown in the table on the terminal, in this order; empty shows every scalar result.
+    """
+
+    trains: ClassVar[bool] = True
+    best_metric: ClassVar[tuple[str, str]] = ("loss", "min")
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any, info: Any):
+        """Keeps the whole configuration (attribute access) and what the data source says of itself (`Source.info`).
+
+        A task with options of its own takes them as further keyword arguments; they come from `config.train.options`.
+        """
+        self.config = config
+        self.info = info
+
+    # Model and data ---------------------------------------------------------------------------------------------------
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A freshly initialised model by `config.model`; its outputs are the classes of the data source."""
+        model = self.config.model
+        chosen = {"attention": model.attention} if model.attention else {}
+        return models.create(
+            model.name,
+            num_classes=self.info.num_classes,
+            rngs=rngs,
+            image_size=self.config.data.image_size,
+            dtype=jnp.dtype(self.config.train.precision),
+            drop_path=model.drop_path,
+            dropout=model.dropout,
+            scan=model.scan,
+            remat=model.remat,
+            **chosen,
+            **model.options,
+        )
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and types of a training batch: what is compiled, and what a data source has to deliver.
+
+        The default is an image batch: `image` `[B, S, S, 3]` float32 with S = `config.data.image_size`, and `index`
+        `[B]` int32.
+        """
+        size = self.config.data.image_size
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32),
+            "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        }
+
+    def partners(self, load: Callable[[str], nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
+        """Frozen helpers by name, such as a teacher.
+
+        `load(path)` gives the trained model of a working directory or a checkpoint, so a task needs to know nothing
+        about files. The arrays of partners enter the compiled step as arguments; they are never updated, averaged or
+        saved. With `train=False` only those that an evaluation needs are loaded: a teacher, for one, may be gone by
+        then.
+        """
+        del load, train
+        return {}
+
+    def optimizers(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """`{label: (regular expression over unrolled parameter names, keys of config.optim to change)}`.
+
+        A parameter takes the first label whose expression is found in its name, and `config.optim` unchanged if none
+        is. The default `{}` is one optimizer for all parameters.
+        """
+        return {}
+
+    # Inside the compiled step -----------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+        """The batch after augmentation on the device (training only), such as mixup; it may get further fields."""
+        del key
+        return batch
+
+    def forward(
+        self, model: nnx.Module, batch: Batch, *, train: bool, key: jax.Array | None, partners: Partners
+    ) -> Outputs:
+        """Calls the model with the fields of the batch that it takes.
+
+        Args:
+          model: the merged model; with `train=True` it may keep new batch statistics, which the loop reads from it
+            afterwards.
+          batch: named arrays, `[B, ...]`.
+          train: whether dropout, drop path and batch statistics are on.
+          key: randomness of this call; None in evaluation.
+          partners: what `partners` returned.
+
+        Returns:
+          Named arrays, each `[B, ...]`, read by `loss`, `metrics` and `predictions`.
+        """
+        raise NotImplementedError
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The scalar to minimise, a mean over the valid examples, and its named parts (scalars, for the log)."""
+        raise NotImplementedError
+
+    def predictions(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """What the model says about each example, by name, each `[B, ...]`: what `eval.py --predict` writes."""
+        raise NotImplementedError
+
+    def generate(self, model: nnx.Module, batch: Batch, key: jax.Array, partners: Partners) -> dict[str, jax.Array]:
+        """Samples from a generative model given the conditions in the batch: named arrays, each `[B, ...]`."""
+        raise ValueError(f"task {type(self).__name__} does not generate; tasks that do override Task.generate")
+
+    # Measuring --------------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, Metric]:
+        """What an evaluation measures. The default is the mean of `loss`."""
+        return {"loss": mean(lambda outputs, batch: self.loss(outputs, batch)[0])}
+
+    def train_metrics(self) -> dict[str, Metric]:
+        """Cheap metrics that the training step gathers between two log lines; the loss needs none."""
+        return {}
+
+    def report(self, results: Mapping[str, Any], source: Any) -> list[Chart]:
+        """Pictures for the HTML report of one evaluated set, from its results and its data source (for images)."""
+        del results, source
+        return []
+
+
+_REGISTRY: dict[str, type[Task]] = {}
+
+
+def register(name: str) -> Callable[[type[Task]], type[Task]]:
+    """Class decorator that makes a task known as `config.train.task=name`. Raises ValueError for a taken name."""
+
+    def add(task: type[Task]) -> type[Task]:
+        if name in _REGISTRY:
+            raise ValueError(f"task {name!r} is already registered by {_REGISTRY[name].__qualname__}")
+        _REGISTRY[name] = task
+        return task
+
+    return add
+
+
+def names() -> list[str]:
+    """The names of all registered tasks, sorted."""
+    return sorted(_REGISTRY)
+
+
+def create(name: str, config: Any, info: Any) -> Task:
+    """The task of that name, with `config.train.options` as further keyword arguments of its constructor.
+
+    Raises:
+      ValueError: a name that nobody registered, or an option that the task does not have; the message names the nearest.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"config.train.task={name!r}: there are {', '.join(names())}{_nearest(name, _REGISTRY)}")
+    known = list(inspect.signature(_REGISTRY[name].__init__).parameters)[3:]
+    for option in config.train.options:
+        if option not in known:
+            there = f"it has {', '.join(known)}{_nearest(option, known)}" if known else "it has none"
+            raise ValueError(f"config.train.options.{option}: no such option of task {name!r}; {there}")
+    return _REGISTRY[name](config, info, **config.train.options)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (nearest: {close[0]})" if close else ""

@@ -1,0 +1,172 @@
+"""Image classification: softmax or sigmoid loss, label smoothing, mixup, CutMix and distillation from a frozen teacher.
+
+Keys of `config.train` that it reads: `loss`, `label_smoothing`, `mixup`, `cutmix`, `mixup_probability`,
+`mixup_switch_probability`, `teacher`, `distill`, `distill_weight`, `distill_temperature`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tasks import metrics
+from tasks.base import Batch, Chart, Outputs, Partners, Task, register
+from tasks.calibration import expected_calibration_error, reliability, temperature_scaling
+from tasks.metrics import Metric
+from tasks.mixing import mix
+
+# A dense confusion matrix of 2,000 classes is 16 MB on the device and about 10 MB of JSON; larger sets go without.
+MOST_CONFUSION_CLASSES = 2000
+
+
+def classification_loss(logits: Float[Array, "B C"], target: Float[Array, "B C"], kind: str) -> Float[Array, " B"]:
+    """Loss of each example, in nats, against class probabilities.
+
+    `"softmax"` is the cross-entropy `-sum_c target_c log softmax(logits)_c`; `"sigmoid"` the binary cross-entropy of
+    every class on its own, summed over the classes (big_vision's `sigmoid_xent`; timm divides it by the number of
+    classes).
+    """
+    logits = logits.astype(jnp.float32)
+    if kind == "softmax":
+        return optax.softmax_cross_entropy(logits, target)
+    return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, target), axis=1)
+
+
+def distillation_loss(
+    student: Float[Array, "B C"], teacher: Float[Array, "B C"], kind: str, temperature: float
+) -> Float[Array, " B"]:
+    """Distillation term of each example, in nats (DeiT, arXiv:2012.12877).
+
+    `"soft"` (eq. 2): `T^2 KL(softmax(teacher / T) || softmax(student / T))`, which keeps its gradient as large
+    whatever T is. `"hard"` (eq. 3): cross-entropy against the teacher's best class; the temperature plays no part.
+    """
+    student, teacher = student.astype(jnp.float32), jax.lax.stop_gradient(teacher.astype(jnp.float32))
+    if kind == "hard":
+        return optax.softmax_cross_entropy_with_integer_labels(student, jnp.argmax(teacher, axis=1))
+    log_student, log_teacher = jax.nn.log_softmax(student / temperature), jax.nn.log_softmax(teacher / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=1)
+
+
+@register("classification")
+class Classification(Task):
+    """One label for each image.
+
+    Batch: `image` `[B, S, S, 3]` float32, `label` `[B]` int32; `prepare` adds `target` `[B, C]`, the class
+      probabilities after mixing.
+    Outputs: `logits` `[B, C]`; in training with a teacher also `teacher_logits` `[B, C]`, and from a model with a
+      distillation token
+    `distillation_logits` `[B, C]`, the head that learns from the teacher.
+    """
+
+    best_metric = ("top1", "max")
+    columns = ("top1", "top5", "loss", "nll", "ece", "calibrated/nll", "calibrated/ece", "calibrated/temperature")
+
+    def __init__(self, config: Any, info: Any):
+        super().__init__(config, info)
+        train = config.train
+        if (train.distill == "none") != (not train.teacher):
+            raise ValueError(
+                f"config.train.distill={train.distill!r} with config.train.teacher={train.teacher!r}: distilling takes "
+                "a teacher (a workdir or checkpoint) and distill=soft or hard; training without one takes neither"
+            )
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """An image batch with `label` `[B]` int32."""
+        return super().batch_spec(batch_size) | {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+
+    def partners(self, load: Callable[[str], nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
+        """The teacher, if the configuration names one; an evaluation has no use for it."""
+        teacher = self.config.train.teacher
+        return {"teacher": load(teacher)} if teacher and train else {}
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+        """Mixes images and adds `target` `[B, C]`."""
+        train = self.config.train
+        image, target = mix(
+            batch["image"],
+            jax.nn.one_hot(batch["label"], self.info.num_classes),
+            key,
+            mixup=train.mixup,
+            cutmix=train.cutmix,
+            probability=train.mixup_probability,
+            switch_probability=train.mixup_switch_probability,
+        )
+        return {**batch, "image": image, "target": target}
+
+    def forward(
+        self, model: nnx.Module, batch: Batch, *, train: bool, key: jax.Array | None, partners: Partners
+    ) -> Outputs:
+        """Logits of the model and, in training, of its distillation head and of the teacher."""
+        if not train:
+            return {"logits": model(batch["image"])}
+        answer = model(batch["image"], train=True, key=key)
+        outputs = dict(answer) if isinstance(answer, Mapping) else {"logits": answer}
+        if "teacher" in partners:
+            outputs["teacher_logits"] = partners["teacher"](batch["image"])
+        return outputs
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """In training (the batch has a `target`) with label smoothing and distillation; in evaluation plainly against
+        the label."""
+        train = self.config.train
+        if "target" in batch:
+            target = optax.smooth_labels(batch["target"], train.label_smoothing)
+        else:
+            target = jax.nn.one_hot(batch["label"], self.info.num_classes)
+        label_loss = metrics.weighted_mean(classification_loss(outputs["logits"], target, train.loss), batch)
+        if "teacher_logits" not in outputs:
+            if "distillation_logits" in outputs:
+                raise ValueError("config.train.teacher is empty, and nothing else trains the distillation token")
+            return label_loss, {}
+        student = outputs.get("distillation_logits", outputs["logits"])
+        distillation = distillation_loss(student, outputs["teacher_logits"], train.distill, train.distill_temperature)
+        teacher_loss = metrics.weighted_mean(distillation, batch)
+        total = (1 - train.distill_weight) * label_loss + train.distill_weight * teacher_loss
+        return total, {"label_loss": label_loss, "distillation_loss": teacher_loss}
+
+    def predictions(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """`classes` `[B, k]` and their `probabilities` `[B, k]`, best first, for k = 5 or all classes if there are
+        fewer."""
+        scores = jax.nn.softmax(outputs["logits"].astype(jnp.float32))
+        probabilities, classes = jax.lax.top_k(scores, min(5, self.info.num_classes))
+        return {"classes": classes, "probabilities": probabilities}
+
+    def metrics(self) -> dict[str, Metric]:
+        """Accuracy, loss, calibration, confusion and the worst mistakes; docs/evaluation.md defines each number."""
+        classes = self.info.num_classes
+        found = {
+            "top1": metrics.top_k_accuracy(1),
+            **super().metrics(),
+            "nll": metrics.negative_log_likelihood(),
+            "ece": expected_calibration_error(),
+            "calibrated": temperature_scaling(),
+            "reliability": reliability(),
+            "per_class": metrics.per_class_accuracy(classes),
+            "worst": metrics.worst_mistakes(self.config.eval.worst),
+        }
+        if classes > 5:
+            found["top5"] = metrics.top_k_accuracy(5)
+        if classes <= MOST_CONFUSION_CLASSES:
+            found["confusion"] = metrics.confusion_matrix(classes)
+        return found
+
+    def train_metrics(self) -> dict[str, Metric]:
+        """Top-1 accuracy against the class with the largest share of the (mixed) target."""
+
+        def correct(outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> Float[Array, " B"]:
+            return (jnp.argmax(outputs["logits"], axis=1) == jnp.argmax(batch["target"], axis=1)).astype(jnp.float32)
+
+        return {"top1": metrics.mean(correct)}
+
+    def report(self, results: Mapping[str, Any], source: Any) -> list[Chart]:
+        """Accuracy by class, confusion, reliability and the worst mistakes as images."""
+        # Matplotlib takes a second to import; a training run that draws nothing does not pay for it.
+        from tasks.charts import classification_charts
+
+        return classification_charts(results, source, self.info)

@@ -1,0 +1,67 @@
+"""This process's share of the data, as the configuration describes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import data
+from configs import Config
+
+
+def open_source(config: Config, name: str, split: str) -> data.Source:
+    """Opens a split of a set with the configuration's directory and cache."""
+    return data.open_source(name, split=split, directory=config.data.directory or None, cache=config.data.cache)
+
+
+def transforms(text: str, image_size: int) -> str:
+    """Fills `{size}` in with `data.image_size`, and `{size/0.875}` with the quotient, rounded to whole pixels."""
+    return re.sub(r"\{size(?:/([0-9.]+))?\}", lambda match: str(round(image_size / float(match[1] or 1))), text)
+
+
+def _common(config: Config) -> dict[str, Any]:
+    settings = config.data
+    return dict(mean=settings.mean, std=settings.std, process_index=jax.process_index(), process_count=jax.process_count(),
+                workers=settings.workers, threads=settings.threads, prefetch=settings.prefetch, on_error=settings.on_error)
+
+
+def train_stream(config: Config, source: data.Source, position: int) -> data.TrainStream:
+    """Training batches from a global position on."""
+    settings = config.data
+    return data.train_stream(source, transforms=transforms(settings.train_transforms, settings.image_size), batch_size=settings.batch_size,
+                             seed=config.seed, position=position, repeats=settings.repeats, **_common(config))
+
+
+def eval_batches(config: Config, source: data.Source) -> data.EvalBatches:
+    """Every example of a set once, in order, the last batch padded."""
+    settings = config.data
+    return data.eval_batches(source, transforms=transforms(settings.eval_transforms, settings.image_size),
+                             batch_size=config.eval.batch_size or settings.batch_size, **_common(config))
+
+
+def fields(batch: Mapping[str, np.ndarray], spec: Mapping[str, jax.ShapeDtypeStruct], source: data.Source, transforms_key: str,
+           complete: bool = True) -> dict[str, np.ndarray]:
+    """The fields that a task takes, checked before the compiler sees them.
+
+    Args:
+      spec: names and shapes that the task wants.
+      transforms_key: the key of `config.data` to name in an error.
+      complete: whether all of them have to be there.
+
+    Raises:
+      ValueError: a field is missing or has another shape.
+    """
+    missing = [name for name in spec if name not in batch]
+    if missing and complete:
+        raise ValueError(f"{source.info.name!r} has no field {missing[0]!r}, which the task needs; it has {', '.join(sorted(batch))}")
+    present = {name: batch[name] for name in spec if name in batch}
+    for name, value in present.items():
+        shape, wanted = tuple(value.shape[1:]), tuple(spec[name].shape[1:])
+        if shape != wanted:
+            raise ValueError(f"field {name!r} of {source.info.name!r} has shape {shape} after config.data.{transforms_key}, the task takes {wanted} "
+                             "(config.data.image_size and the transforms have to agree)")
+    return present

@@ -1,0 +1,41 @@
+"""SIGTERM and Ctrl-C as a request to save and leave, seen between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later, which is what a scheduler should do
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved its state; the same command continues it."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.exit_code = 128 + number if number == signal.SIGINT else EXIT_CODE
+
+
+class Signals:
+    """Notes the first SIGTERM or SIGINT while active; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __enter__(self) -> Signals:
+        # Python delivers signals to the main thread only; a loop in another thread cannot be asked this way.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,200 @@
+"""The evaluation report: one HTML file with everything inside, readable without a network or a server."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from tasks.base import Chart
+from tasks.charts import COLOURS, HALF, percent, style, thousands
+
+CURVE_TITLES = {
+    "loss": "Loss",
+    "top1": "Top-1 accuracy",
+    "learning_rate": "Learning rate",
+    "images_per_second": "Speed of training",
+}
+CSS = """
+:root { color: #1f2933; background: #ffffff; font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; }
+body { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 26px; margin: 0 0 4px; }
+h2 { font-size: 20px; margin: 44px 0 12px; padding-top: 14px; border-top: 1px solid #e4e8ec; }
+h3 { font-size: 16px; margin: 0 0 2px; }
+p { margin: 0 0 10px; }
+.muted, figcaption { color: #56626e; font-size: 13.5px; }
+.grid { display: flex; flex-wrap: wrap; gap: 28px 32px; align-items: flex-start; }
+figure { margin: 0; max-width: 100%; }
+figcaption { margin-bottom: 8px; max-width: 72ch; }
+img { display: block; max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+th, td { padding: 5px 14px 5px 0; text-align: left; border-bottom: 1px solid #e4e8ec; vertical-align: top; }
+td.number, th.number { text-align: right; padding: 5px 0 5px 22px; }
+th { font-weight: 600; }
+tr.changed td { background: #f2f6fb; }
+code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+summary { cursor: pointer; font-size: 20px; font-weight: 600; }
+"""
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; none if there is no such file. A last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def render(
+    title: str,
+    facts: Mapping[str, str],
+    results: Mapping[str, Mapping[str, float]],
+    charts: Mapping[str, Sequence[Chart]],
+    curves: Sequence[Chart],
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+) -> str:
+    """The report as the text of one HTML file.
+
+    Args:
+      title: heading.
+      facts: where the numbers come from, such as step and weights.
+      results: numbers of each set, by name.
+      charts: pictures of each set.
+      curves: pictures of the training.
+      config, defaults: values by dotted key; those that differ from their default are marked.
+    """
+    sections = [f"<h1>{_text(title)}</h1>", f"<p class=muted>{_facts(facts)}</p>", "<h2>Results</h2>", _table(results)]
+    if curves:
+        sections += ["<h2>Training</h2>", _gallery(curves)]
+    for label, pictures in charts.items():
+        if pictures:
+            sections += [f"<h2>Set: {_text(label)}</h2>", _gallery(pictures)]
+    sections.append(_config_table(config, defaults))
+    body = "\n".join(sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>\n'
+        f"<body>\n{body}\n</body></html>\n"
+    )
+
+
+def training_curves(history: Sequence[Mapping[str, Any]], best_metric: str) -> list[Chart]:
+    """Loss, the metric that chooses checkpoints, learning rate and speed by step, as far as they were logged."""
+    kinds = sorted({row["kind"] for row in history}, key=lambda kind: (kind != "train", kind))
+    panels = {
+        "loss": ("loss", kinds),
+        best_metric: (best_metric, kinds),
+        "learning_rate": ("learning rate", ["train"]),
+        "images_per_second": ("images / s", ["train"]),
+    }
+    charts = []
+    for name, (label, wanted) in panels.items():
+        series = {kind: _series(history, kind, name) for kind in wanted}
+        series = {kind: points for kind, points in series.items() if points}
+        if series:
+            charts.append(_curve(name, label, series))
+    return charts
+
+
+def _series(history: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[name]) for row in history if row["kind"] == kind and row.get(name) is not None]
+
+
+def _curve(name: str, label: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Chart:
+    with style():
+        figure = Figure(figsize=(HALF, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (kind, points) in enumerate(series.items()):
+            steps, values = zip(*points, strict=True)
+            marker = "o" if kind != "train" or len(points) == 1 else None
+            axes.plot(
+                steps, values, color=COLOURS[place % len(COLOURS)], marker=marker, markersize=4, linewidth=1.6,
+                label=kind.removeprefix("eval/") if kind != "train" else "train",
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_formatter(thousands)
+        _scale(axes, name, [value for points in series.values() for _, value in points])
+        if len(series) > 1:
+            axes.legend(fontsize=8.5)
+    return Chart(CURVE_TITLES.get(name, name), "", figure)
+
+
+def _scale(axes: Axes, name: str, values: Sequence[float]) -> None:
+    if name == "loss" and min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif name in ("learning_rate", "images_per_second"):
+        axes.set_ylim(0, 1.06 * max(values) or 1)
+    if name == "images_per_second":
+        axes.yaxis.set_major_formatter(thousands)
+    if name.startswith("top"):
+        axes.yaxis.set_major_formatter(percent)
+
+
+def _gallery(charts: Sequence[Chart]) -> str:
+    return '<div class="grid">' + "\n".join(map(_figure, charts)) + "</div>"
+
+
+def _figure(chart: Chart) -> str:
+    """A figure as an SVG image of its own, so that the identifiers inside cannot clash with those of another."""
+    target = io.BytesIO()
+    with style():
+        chart.figure.savefig(target, format="svg", dpi=160, metadata={"Date": None})
+    width = round(chart.figure.get_figwidth() * 96)
+    content = base64.b64encode(target.getvalue()).decode()
+    caption = f"<figcaption>{_text(chart.caption)}</figcaption>" if chart.caption else ""
+    return (
+        f'<figure style="width: {width}px"><h3>{_text(chart.title)}</h3>{caption}'
+        f'<img alt="{_text(chart.title)}" width="{width}" src="data:image/svg+xml;base64,{content}"></figure>'
+    )
+
+
+def _table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """One line per result, one column per set."""
+    names = list(dict.fromkeys(name for values in results.values() for name in values))
+    head = "".join(f'<th class="number">{_text(label)}</th>' for label in results)
+    lines = []
+    for name in names:
+        cells = "".join(f'<td class="number">{number(values.get(name))}</td>' for values in results.values())
+        lines.append(f"<tr><td>{_text(name)}</td>{cells}</tr>")
+    note = '<p class="muted">Accuracies and calibration errors are fractions, losses are in nats.</p>'
+    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>{note}'
+
+
+def number(value: float | None) -> str:
+    """A result for people: four decimals, or fewer digits for large numbers."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _config_table(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    lines = []
+    for key, value in config.items():
+        mark = ' class="changed"' if key in defaults and defaults[key] != value else ""
+        lines.append(f"<tr{mark}><td><code>{_text(key)}</code></td><td><code>{_text(json.dumps(value))}</code></td></tr>")
+    return (
+        "<h2>Configuration</h2><p class=muted>Shaded: another value than the default in configs/base.py.</p>"
+        f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    )
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return " &nbsp;·&nbsp; ".join(f"{_text(name)} <b>{_text(value)}</b>" for name, value in facts.items())
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))

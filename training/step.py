@@ -1,0 +1,128 @@
+"""One optimizer step as a pure function: forward, backward, update, averages and health, for any task and any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import models
+from tasks.base import Task
+from training import ema as averages
+from training import optim
+from training.state import Flat, TrainState
+
+Partners = Mapping[str, tuple[Any, Flat, Flat]]
+
+
+def merge_partners(graphs: Mapping[str, Any], arrays: Mapping[str, tuple[Flat, Flat]]) -> dict[str, Any]:
+    """Frozen partner models from their static part and their arrays."""
+    return {name: models.merge(graphs[name], *arrays[name]) for name in graphs}
+
+
+def make_step(task: Task, graph: Any, optimizer: optim.Optimizer, partner_graphs: Mapping[str, Any], *, parts: int, ema_decay: float
+              ) -> Callable[[TrainState, Mapping[str, jax.Array], Any], TrainState]:
+    """Builds `step(state, batch, partners) -> state`; nothing else leaves the device.
+
+    A step whose loss or gradients are not finite changes nothing but `step` and `health`; the loop decides whether to go on.
+
+    Args:
+      parts: the batch is split into this many parts whose gradients are averaged; part i takes examples i, i + parts, ... so that
+        every device keeps its own examples.
+      ema_decay: decay of the moving average; 0 keeps none.
+    """
+    train_metrics = task.train_metrics()
+
+    def loss_of(params: Flat, model_state: Flat, batch: Any, key: jax.Array, partners: Any):
+        model = models.merge(graph, params, model_state)
+        outputs = task.forward(model, batch, train=True, key=key, partners=partners)
+        loss, scalars = task.loss(outputs, batch)
+        return loss, (models.split(model)[2], scalars, outputs)
+
+    def gradients(state: TrainState, batch: Any, key: jax.Array, partners: Any):
+        """Mean loss and gradients over the parts, the model state after the last one, and metric sums."""
+
+        def part(carry: tuple, inputs: tuple):
+            gradient_sum, model_state, sums = carry
+            piece, piece_key = inputs
+            (loss, (model_state, scalars, outputs)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, model_state, piece, piece_key, partners)
+            updated = {name: metric.update(sums[name], outputs, piece) for name, metric in train_metrics.items()}
+            return (jax.tree.map(jnp.add, gradient_sum, grads), model_state, updated), (loss, scalars)
+
+        sums = {name: metric.init() for name, metric in train_metrics.items()}
+        if parts == 1:
+            (loss, (model_state, scalars, outputs)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, state.model_state, batch, key, partners)
+            sums = {name: metric.update(sums[name], outputs, batch) for name, metric in train_metrics.items()}
+            return loss, grads, model_state, scalars, sums
+        pieces = {k: jnp.moveaxis(v.reshape(v.shape[0] // parts, parts, *v.shape[1:]), 1, 0) for k, v in batch.items()}
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
+        (grads, model_state, sums), (losses, scalars) = jax.lax.scan(part, (zeros, state.model_state, sums), (pieces, keys))
+        grads = jax.tree.map(lambda g: g / parts, grads)
+        return losses.mean(), grads, model_state, jax.tree.map(lambda s: s.mean(0), scalars), sums
+
+    def step(state: TrainState, batch: Mapping[str, jax.Array], partner_arrays: Any) -> TrainState:
+        partners = merge_partners(partner_graphs, partner_arrays)
+        prepare_key, forward_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        prepared = task.prepare(batch, prepare_key)
+        loss, grads, model_state, scalars, sums = gradients(state, prepared, forward_key, partners)
+        updates, opt_state, aux = optimizer.update(grads, state.opt_state, state.params)
+        params = {name: value + updates[name].astype(value.dtype) for name, value in state.params.items()}
+        good = jnp.isfinite(loss) & ~aux.bad_groups.any()
+        ema = {}
+        if ema_decay:
+            now = {"params": params, "model_state": model_state}
+            ema = averages.update_ema(state.ema, now, state.step, ema_decay)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+        first = state.health["first_bad_step"]
+        health = {
+            "bad_steps": state.health["bad_steps"] + ~good,
+            "first_bad_step": jnp.where(good | (first >= 0), first, state.step),
+            "bad_groups": jnp.where(good | (first >= 0), state.health["bad_groups"], aux.bad_groups),
+        }
+        scalars = {"loss": loss, **scalars, "grad_norm": aux.grad_norm}
+        means = state.metrics["means"]
+        metrics = {
+            "count": state.metrics["count"] + good,
+            "means": {name: means[name] + jnp.where(good, value, 0.0) for name, value in scalars.items()},
+            "task": {name: metric.merge(state.metrics["task"][name], keep(sums[name], metric.init()))
+                     for name, metric in train_metrics.items()},
+        }
+        return TrainState(step=state.step + 1, params=keep(params, state.params), model_state=keep(model_state, state.model_state),
+                          opt_state=keep(opt_state, state.opt_state), ema=keep(ema, state.ema), key=state.key, health=health, metrics=metrics)
+
+    return step
+
+
+def fresh_metrics(task: Task, graph: Any, params: Any, model_state: Any, batch: Any, partner_graphs: Any, partner_arrays: Any) -> dict[str, Any]:
+    """Zeroed sums for the log; the names of the loss's parts are found by tracing the task without running it."""
+
+    def trace(params: Any, model_state: Any, batch: Any, arrays: Any):
+        key = jax.random.key(0)
+        partners = merge_partners(partner_graphs, arrays)
+        batch = task.prepare(batch, key)
+        outputs = task.forward(models.merge(graph, params, model_state), batch, train=True, key=key, partners=partners)
+        return task.loss(outputs, batch)[1]
+
+    names = ["loss", *jax.eval_shape(trace, params, model_state, batch, partner_arrays), "grad_norm"]
+    return {
+        "count": jnp.zeros((), jnp.int32),
+        "means": {name: jnp.zeros((), jnp.float32) for name in names},
+        "task": {name: metric.init() for name, metric in task.train_metrics().items()},
+    }
+
+
+def finish_metrics(task: Task, sums: Mapping[str, Any]) -> dict[str, float]:
+    """Means since the last log line, on the host."""
+    count = max(int(sums["count"]), 1)
+    out = {name: float(value) / count for name, value in sums["means"].items()}
+    for name, metric in task.train_metrics().items():
+        out[name] = float(metric.finish(sums["task"][name]))
+    return out
