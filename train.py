@@ -2,8 +2,8 @@
 
     python train.py --config=configs/quickstart.py --workdir=runs/a --config.optim.learning_rate=3e-4
 
-The same command again continues where the run stopped, or says that it is complete. Every key of the configuration can be set
-with --config.group.key=VALUE; --print_config lists them with their meaning.
+The same command again continues where the run stopped, or says that it is complete. Every key of the configuration can
+be set with --config.group.key=VALUE; --print_config lists them with their meaning.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
     path, overrides, rest = configs.split_arguments(arguments)
     parser = command.Parser("train.py", str(__doc__))
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="configuration file (required); --config.a.b=VALUE sets a key")
+    parser.add_argument(
+        "--config", metavar="FILE[:ARG]", help="configuration file (required); --config.a.b=VALUE sets a key"
+    )
     parser.add_argument("--workdir", metavar="FOLDER", help="folder of this run: checkpoints, logs, results (required)")
-    parser.add_argument("--print_config", action="store_true", help="print the configuration with the meaning of each key, and stop")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the configuration with the meaning of each key, and stop"
+    )
     parser.add_argument("--dry_run", action="store_true", help="two steps and a short evaluation in a temporary folder")
-    parser.add_argument("--profile", action="store_true", help="write a profiler trace of three steps to FOLDER/profile")
+    parser.add_argument(
+        "--profile", action="store_true", help="write a profiler trace of three steps to FOLDER/profile"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(rest)
     if not path:
@@ -37,7 +43,12 @@ def main(arguments: list[str]) -> int:
 
     if options.dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            loop.train(configs.from_dict(configs.as_dict(config), loop.DRY_RUN), folder, most_eval_batches=2, profile=options.profile)
+            loop.train(
+                configs.from_dict(configs.as_dict(config), loop.DRY_RUN),
+                folder,
+                most_eval_batches=2,
+                profile=options.profile,
+            )
         print("dry run: ok")
         return 0
     if not options.workdir:

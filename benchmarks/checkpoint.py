@@ -46,8 +46,12 @@ def measure(save: Callable[[int], None], wait: Callable[[], None], repeats: int)
         wait()
         complete.append(time.perf_counter() - start)
     first, later = blocked[0], blocked[1:]
-    return {"blocked_ms": round(1e3 * statistics.median(later), 1), "longest_ms": round(1e3 * max(later), 1),
-            "first_ms": round(1e3 * first, 1), "complete_s": round(statistics.median(complete[1:]), 2)}
+    return {
+        "blocked_ms": round(1e3 * statistics.median(later), 1),
+        "longest_ms": round(1e3 * max(later), 1),
+        "first_ms": round(1e3 * first, 1),
+        "complete_s": round(statistics.median(complete[1:]), 2),
+    }
 
 
 def main() -> None:
@@ -60,8 +64,11 @@ def main() -> None:
         megabytes = round(sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6, 1)
         with tempfile.TemporaryDirectory() as folder:
             with ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler()) as orbax:
-                naive = measure(lambda step: orbax.save(f"{folder}/orbax/{step}", args=ocp.args.StandardSave(state)),  # noqa: B023
-                                orbax.wait_until_finished, arguments.repeats)
+                naive = measure(
+                    lambda step: orbax.save(f"{folder}/orbax/{step}", args=ocp.args.StandardSave(state)),  # noqa: B023
+                    orbax.wait_until_finished,
+                    arguments.repeats,
+                )
             with Checkpointer(f"{folder}/fovea", keep_last=1) as ours:
                 mine = measure(lambda step: ours.save(step, state, {}), ours.wait, arguments.repeats)  # noqa: B023
         for name, row in (("orbax in the loop", naive), ("training.checkpoint", mine)):

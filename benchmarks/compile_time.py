@@ -21,8 +21,18 @@ import models
 
 def seconds(depth: int, width: int, scan: bool) -> dict[str, float]:
     """Time to lower and to compile one train step, nothing taken from a cache."""
-    model = nnx.eval_shape(lambda: models.create("vit_ti16", rngs=nnx.Rngs(0), depth=depth, width=width, heads=width // 64, mlp_width=4 * width,
-                                                 drop_path=0.1, scan=scan))
+    model = nnx.eval_shape(
+        lambda: models.create(
+            "vit_ti16",
+            rngs=nnx.Rngs(0),
+            depth=depth,
+            width=width,
+            heads=width // 64,
+            mlp_width=4 * width,
+            drop_path=0.1,
+            scan=scan,
+        )
+    )
     graph, params, state = models.split(model)
     tx = optax.adamw(1e-3)
 
@@ -35,8 +45,13 @@ def seconds(depth: int, width: int, scan: bool) -> dict[str, float]:
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    shapes = (params, jax.eval_shape(tx.init, params), jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32),
-              jax.eval_shape(lambda: jax.random.key(0)))
+    shapes = (
+        params,
+        jax.eval_shape(tx.init, params),
+        jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32),
+        jax.ShapeDtypeStruct((8,), jnp.int32),
+        jax.eval_shape(lambda: jax.random.key(0)),
+    )
     begin = time.perf_counter()
     lowered = jax.jit(step).lower(*shapes)
     middle = time.perf_counter()

@@ -151,9 +151,7 @@ def main() -> None:
         print("\n| stream | first batch, s | images/s |\n|---|---|---|")
         result["streams"] = {}
         for workers in options.workers:
-            first, speed = streamed(
-                source, pipeline, options.batch_size, workers, options.threads, 2 * options.seconds
-            )
+            first, speed = streamed(source, pipeline, options.batch_size, workers, options.threads, 2 * options.seconds)
             result["streams"][f"{workers} workers"] = {"first_batch_s": round(first, 2), "images_s": round(speed, 1)}
             print(f"| {workers} workers, {options.threads} threads each | {first:.1f} | {speed:,.0f} |", flush=True)
     text = json.dumps(result)

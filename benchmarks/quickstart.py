@@ -26,15 +26,37 @@ def main() -> None:
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             begin = time.perf_counter()
-            done = subprocess.run([sys.executable, "train.py", f"--config={options.config}", f"--workdir={folder}/run", f"--config.seed={seed}"],
-                                  capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "train.py",
+                    f"--config={options.config}",
+                    f"--workdir={folder}/run",
+                    f"--config.seed={seed}",
+                ],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             seconds = time.perf_counter() - begin
             result = json.loads((Path(folder) / "run" / "summary.json").read_text())
         first = re.search(r"first step after ([0-9.]+) s", done.stdout)
-        rows.append({"seed": seed, "top1": next(iter(result["metrics"].values()))["top1"], "seconds": round(seconds, 1),
-                     "first_step": float(first[1]) if first else None, "data_wait": result["data_wait"], "commit": result["commit"]})
+        rows.append(
+            {
+                "seed": seed,
+                "top1": next(iter(result["metrics"].values()))["top1"],
+                "seconds": round(seconds, 1),
+                "first_step": float(first[1]) if first else None,
+                "data_wait": result["data_wait"],
+                "commit": result["commit"],
+            }
+        )
         row = rows[-1]
-        print(f"seed {seed}: top-1 {row['top1']:.4f}   {row['seconds']:.0f} s   first step after {row['first_step']} s   data wait {row['data_wait']:.1%}", flush=True)
+        print(
+            f"seed {seed}: top-1 {row['top1']:.4f}   {row['seconds']:.0f} s   first step after {row['first_step']} "
+            f"s   data wait {row['data_wait']:.1%}",
+            flush=True,
+        )
     print(f"minimum top-1 over {len(rows)} seeds: {min(row['top1'] for row in rows):.4f}")
     print(json.dumps(rows))
 

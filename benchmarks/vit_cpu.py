@@ -2,8 +2,10 @@
 
     python -m benchmarks.vit_cpu [--model=vit_s16] [--batch=8] [--rounds=5] [--parts]
 
-Needs the extra `bench`. Both sides take turns, round by round, so that a busy machine slows both; the figure is the ratio of the
-medians. Float32, two numbers of work: `infer` is a forward pass, `train` is forward, backward and an AdamW update. `--parts` also
+Needs the extra `bench`. Both sides take turns, round by round, so that a busy machine slows both; the figure is the
+ratio of the
+medians. Float32, two numbers of work: `infer` is a forward pass, `train` is forward, backward and an AdamW update.
+`--parts` also
 times the pieces of ours: attention, MLP, GELU, norm.
 """
 
@@ -36,14 +38,28 @@ class _NoTorchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Stands in for torchvision, which has no CPU build everywhere and which these models do not use."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
+        return (
+            importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
+        )
 
     def create_module(self, spec: Any) -> types.ModuleType:
         class Anything(types.ModuleType):
             def __getattr__(self, name: str) -> Any:
                 if name.startswith("__"):
                     raise AttributeError(name)
-                return type(name, (), {"__getattr__": lambda _, __: None, "BICUBIC": 3, "BILINEAR": 2, "NEAREST": 0, "BOX": 4, "HAMMING": 5, "LANCZOS": 1})
+                return type(
+                    name,
+                    (),
+                    {
+                        "__getattr__": lambda _, __: None,
+                        "BICUBIC": 3,
+                        "BILINEAR": 2,
+                        "NEAREST": 0,
+                        "BOX": 4,
+                        "HAMMING": 5,
+                        "LANCZOS": 1,
+                    },
+                )
 
         return Anything(spec.name)
 
@@ -118,7 +134,9 @@ def measure(sides: dict[str, dict[str, Callable[[], Any]]], rounds: int) -> dict
                 function()
                 if number:  # the first round compiles and warms up
                     times[side][work].append(time.perf_counter() - begin)
-    return {side: {work: 1e3 * statistics.median(values) for work, values in works.items()} for side, works in times.items()}
+    return {
+        side: {work: 1e3 * statistics.median(values) for work, values in works.items()} for side, works in times.items()
+    }
 
 
 def main() -> None:
@@ -133,7 +151,10 @@ def main() -> None:
     ratios = {work: found["timm"][work] / found["fovea"][work] for work in found["fovea"]}
     print(f"{options.model}, batch {options.batch}, median of {options.rounds} rounds")
     for work, ratio in ratios.items():
-        print(f"{work:<6} fovea {found['fovea'][work]:7.0f} ms   timm {found['timm'][work]:7.0f} ms   timm / fovea {ratio:.2f}")
+        print(
+            f"{work:<6} fovea {found['fovea'][work]:7.0f} ms   timm {found['timm'][work]:7.0f} ms   timm / fovea "
+            f"{ratio:.2f}"
+        )
     print(json.dumps({"model": options.model, "batch": options.batch, "ms": found, "ratio": ratios}))
 
 

@@ -7,5 +7,17 @@ from configs.duration import Duration
 from configs.load import describe, differences, from_dict, load, replace, split_arguments
 from configs.schema import READS, Config, as_dict, digest, flat_values
 
-__all__ = ["READS", "Config", "Duration", "as_dict", "describe", "differences", "digest", "flat_values", "from_dict", "load", "replace",
-           "split_arguments"]
+__all__ = [
+    "READS",
+    "Config",
+    "Duration",
+    "as_dict",
+    "describe",
+    "differences",
+    "digest",
+    "flat_values",
+    "from_dict",
+    "load",
+    "replace",
+    "split_arguments",
+]

@@ -27,34 +27,58 @@ FIELDS: dict[str, Any] = {
     "seed": Field(0, "Seed of initialization, data order, augmentation and dropout.", low=0, high=2**31 - 1),
     "model": {
         "name": Field("vit_ti16", "Model and variant; `models.names()` lists them."),
-        "init_from": Field("", "Workdir or checkpoint whose parameters start the run; another number of classes or image size is adapted."),
+        "init_from": Field(
+            "",
+            "Workdir or checkpoint whose parameters start the run; another number of classes or image size is adapted.",
+        ),
         "attention": Field("", "Attention module that replaces the model's own; empty keeps it."),
         "drop_path": Field(0.0, "Drop-path rate of the last block; rises linearly from 0.", low=0, high=0.999),
         "dropout": Field(0.0, "Dropout rate of tokens, projections and MLPs.", low=0, high=0.999),
         "scan": Field(True, "Scan over equal blocks: compile time does not grow with depth.", identity=False),
-        "remat": Field("none", "What the backward pass recomputes: a policy name of `models/stack.py`.", identity=False),
+        "remat": Field(
+            "none", "What the backward pass recomputes: a policy name of `models/stack.py`.", identity=False
+        ),
         "options": Field({}, "Further keyword arguments of `models.create`, such as pool='avg'."),
     },
     "data": {
-        "name": Field("digits", "digits | a prepared TFDS set | folder:PATH | synthetic:classes=10,examples=1000,size=32."),
+        "name": Field(
+            "digits", "digits | a prepared TFDS set | folder:PATH | synthetic:classes=10,examples=1000,size=32."
+        ),
         "directory": Field("", "Where TFDS sets are prepared; empty for TFDS's own default.", identity=False),
         "train_split": Field("train", "Split to train on; slices such as 'train[:90%]' are allowed."),
         "eval_split": Field("test", "Split to evaluate on."),
         "batch_size": Field(128, "Examples per step over all processes.", low=1),
         "image_size": Field(224, "Height and width of model inputs, in pixels.", low=1),
-        "train_transforms": Field("random_resized_crop({size})|flip|normalize",
-                                  "Training transforms, left to right (docs/data.md); {size} is data.image_size, {size/0.875} a quotient of it."),
+        "train_transforms": Field(
+            "random_resized_crop({size})|flip|normalize",
+            "Training transforms, left to right (docs/data.md); {size} is data.image_size, {size/0.875} a quotient "
+            "of it.",
+        ),
         "eval_transforms": Field("resize({size/0.875})|center_crop({size})|normalize", "Evaluation transforms."),
         "mean": Field((0.485, 0.456, 0.406), "Mean per channel that `normalize` subtracts, on a 0 to 1 scale."),
         "std": Field((0.229, 0.224, 0.225), "Standard deviation per channel that `normalize` divides by."),
-        "repeats": Field(1, "Repeated augmentation: each example comes this many times, augmented anew; an epoch has as many examples as before.", low=1),
-        "workers": Field(0, "Worker processes per host; 0 reads in threads of the main process.", low=0, identity=False),
+        "repeats": Field(
+            1,
+            "Repeated augmentation: each example comes this many times, augmented anew; an epoch has as many "
+            "examples as before.",
+            low=1,
+        ),
+        "workers": Field(
+            0, "Worker processes per host; 0 reads in threads of the main process.", low=0, identity=False
+        ),
         "threads": Field(4, "Reading threads per process.", low=1, identity=False),
         "prefetch": Field(4, "Batches read ahead.", low=1, identity=False),
-        "cache": Field("auto", "Keep decoded examples in memory: auto does so for small sets.", choices=("auto", "memory", "none"),
-                       identity=False),
-        "on_error": Field("raise", "A record that cannot be read stops the run, or is replaced deterministically and counted.",
-                          choices=("raise", "replace")),
+        "cache": Field(
+            "auto",
+            "Keep decoded examples in memory: auto does so for small sets.",
+            choices=("auto", "memory", "none"),
+            identity=False,
+        ),
+        "on_error": Field(
+            "raise",
+            "A record that cannot be read stops the run, or is replaced deterministically and counted.",
+            choices=("raise", "replace"),
+        ),
     },
     "optim": {
         "name": Field("adamw", "Optimizer.", choices=("adamw", "lamb", "lion", "sgd", "muon")),
@@ -64,39 +88,65 @@ FIELDS: dict[str, Any] = {
         "cooldown": Field(_d(0), "Linear cool-down to the final rate at the end of an rsqrt or constant schedule."),
         "final_fraction": Field(0.0, "Learning rate at the end over its peak.", low=0, high=1),
         "weight_decay": Field(0.05, "Decoupled weight decay, multiplied by the learning rate.", low=0),
-        "weight_decay_on": Field("matrices", "Parameters that decay; see docs/optim.md.", choices=("kernels", "matrices", "all")),
-        "b1": Field(None, "Decay of the first moment; none takes the optimizer's usual value (docs/optim.md).", low=0, high=1, kind=float),
+        "weight_decay_on": Field(
+            "matrices", "Parameters that decay; see docs/optim.md.", choices=("kernels", "matrices", "all")
+        ),
+        "b1": Field(
+            None,
+            "Decay of the first moment; none takes the optimizer's usual value (docs/optim.md).",
+            low=0,
+            high=1,
+            kind=float,
+        ),
         "b2": Field(None, "Decay of the second moment; none takes the usual value.", low=0, high=1, kind=float),
         "eps": Field(None, "Added to the root of the second moment; none takes the usual value.", low=0, kind=float),
         "momentum": Field(None, "Momentum of SGD and Muon; none takes the usual value.", low=0, high=1, kind=float),
         "nesterov": Field(None, "Nesterov momentum for SGD and Muon; none takes the usual choice.", kind=bool),
         "mu_dtype": Field("float32", "Storage of the first moment.", choices=("float32", "bfloat16")),
         "layer_decay": Field(1.0, "Learning-rate factor per layer below the head; 1 is off.", low=0, high=1),
-        "freeze": Field((), "Regular expressions of parameters that stay as they are, such as 'blocks.[0-5]..*'."),
+        "freeze": Field(
+            (), "Regular expressions of parameters or modules that stay as they are, such as 'blocks.[0-5]'."
+        ),
         "clip_norm": Field(0.0, "Global gradient norm above which gradients are scaled down; 0 is off.", low=0),
         "accumulate": Field(1, "Parts that a batch is split into, one after another, to save memory.", low=1),
-        "ema": Field(0.0, "Decay per step of the moving average of parameters and float model state; 0 keeps none.", low=0, high=1),
+        "ema": Field(
+            0.0,
+            "Decay per step of the moving average of parameters and float model state; 0 keeps none.",
+            low=0,
+            high=1,
+        ),
     },
     "train": {
         "task": Field("classification", "Task; `tasks.names()` lists them."),
         "steps": Field(_d("10 epochs"), "Length of training."),
-        "precision": Field("float32", "Type of the computation; parameters are float32.", choices=("float32", "bfloat16")),
+        "precision": Field(
+            "float32", "Type of the computation; parameters are float32.", choices=("float32", "bfloat16")
+        ),
         "loss": Field("softmax", "Softmax cross entropy, or one sigmoid per class.", choices=("softmax", "sigmoid")),
-        "label_smoothing": Field(0.0, "Probability taken from the label and spread over all classes.", low=0, high=0.999),
+        "label_smoothing": Field(
+            0.0, "Probability taken from the label and spread over all classes.", low=0, high=0.999
+        ),
         "mixup": Field(0.0, "Alpha of mixup's Beta distribution; 0 is off.", low=0),
         "cutmix": Field(0.0, "Alpha of CutMix's Beta distribution; 0 is off.", low=0),
         "mixup_probability": Field(1.0, "Probability that a batch is mixed at all.", low=0, high=1),
         "mixup_switch_probability": Field(0.5, "Probability of CutMix where both are on.", low=0, high=1),
         "teacher": Field("", "Workdir or checkpoint of a frozen teacher."),
-        "distill": Field("none", "Learn from the teacher's probabilities or from its decisions.", choices=("none", "soft", "hard")),
+        "distill": Field(
+            "none", "Learn from the teacher's probabilities or from its decisions.", choices=("none", "soft", "hard")
+        ),
         "distill_weight": Field(0.5, "Share of the distillation loss.", low=0, high=1),
         "distill_temperature": Field(1.0, "Temperature of soft distillation.", low=1e-6),
-        "nonfinite": Field("stop", "A step whose loss or gradient is not finite stops the run, or is left out and counted.",
-                           choices=("stop", "skip")),
+        "nonfinite": Field(
+            "stop",
+            "A step whose loss or gradient is not finite stops the run, or is left out and counted.",
+            choices=("stop", "skip"),
+        ),
         "options": Field({}, "Keyword arguments of the task, for tasks that have their own."),
     },
     "mesh": {
-        "data": Field(-1, "Devices over which batches are split; -1 takes what the others leave.", low=-1, identity=False),
+        "data": Field(
+            -1, "Devices over which batches are split; -1 takes what the others leave.", low=-1, identity=False
+        ),
         "fsdp": Field(1, "Devices over which batches, parameters and optimizer are split.", low=1, identity=False),
         "tensor": Field(1, "Devices over which matrices are split.", low=1, identity=False),
     },
@@ -113,7 +163,9 @@ FIELDS: dict[str, Any] = {
         "worst": Field(24, "Worst mistakes that are kept for the report.", low=0, identity=False),
     },
     "log": {
-        "every_steps": Field(_d(50), "Time between log lines; the only steps whose results the host reads.", identity=False),
+        "every_steps": Field(
+            _d(50), "Time between log lines; the only steps whose results the host reads.", identity=False
+        ),
         "tensorboard": Field(True, "Write TensorBoard event files.", identity=False),
         "wandb": Field("", "Weights & Biases project; empty is off.", identity=False),
         "example_ids": Field(False, "Write the ids of each step's examples to examples.jsonl.", identity=False),
@@ -126,8 +178,14 @@ def get_config() -> ConfigDict:
     """Returns the defaults as a dictionary that experiment files change; unknown keys raise."""
 
     def group(fields: dict[str, Any]) -> ConfigDict:
-        values = {k: ConfigDict({}, type_safe=False) if isinstance(f, Field) and isinstance(f.default, dict)
-                  else f.default if isinstance(f, Field) else group(f) for k, f in fields.items()}
+        values = {
+            k: ConfigDict({}, type_safe=False)
+            if isinstance(f, Field) and isinstance(f.default, dict)
+            else f.default
+            if isinstance(f, Field)
+            else group(f)
+            for k, f in fields.items()
+        }
         # Types are checked by `configs.load`, with better messages and with durations written as text.
         return ConfigDict(values, type_safe=False)
 

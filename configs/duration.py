@@ -6,8 +6,17 @@ import dataclasses
 import math
 import re
 
-_UNITS = {"": "steps", "step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs",
-          "example": "examples", "examples": "examples", "%": "percent", "percent": "percent"}
+_UNITS = {
+    "": "steps",
+    "step": "steps",
+    "steps": "steps",
+    "epoch": "epochs",
+    "epochs": "epochs",
+    "example": "examples",
+    "examples": "examples",
+    "%": "percent",
+    "percent": "percent",
+}
 _PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*", re.IGNORECASE)
 ALLOWED = "'1000', '90 epochs', '1e6 examples' or '5%'"
 
@@ -48,8 +57,15 @@ class Duration:
           total: steps of the whole run; needed for a share of it.
         """
         if self.unit == "percent" and total is None:
-            raise ValueError(f"'{self}' is a share of the run and cannot say how long the run is: write steps, epochs or examples")
-        per_unit = {"steps": 1.0, "epochs": examples / batch_size, "examples": 1 / batch_size, "percent": (total or 0) / 100}
+            raise ValueError(
+                f"'{self}' is a share of the run and cannot say how long the run is: write steps, epochs or examples"
+            )
+        per_unit = {
+            "steps": 1.0,
+            "epochs": examples / batch_size,
+            "examples": 1 / batch_size,
+            "percent": (total or 0) / 100,
+        }
         steps = self.value * per_unit[self.unit]
         return max(math.floor(steps + 0.5), 1) if self.value else 0
 

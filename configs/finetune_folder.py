@@ -3,8 +3,9 @@
     python train.py --config=configs/finetune_folder.py:flowers --workdir=runs/flowers \
         --config.model.init_from=runs/vit_s16
 
-The argument is the folder: flowers/train/<class>/*.jpg and flowers/test/<class>/*.jpg, or flowers/<class>/*.jpg alone, of which a
-fixed share is held out. Another number of classes starts a fresh classifier, and positions are resampled to another image size.
+The argument is the folder: flowers/train/<class>/*.jpg and flowers/test/<class>/*.jpg, or flowers/<class>/*.jpg alone,
+of which a fixed share is held out. Another number of classes starts a fresh classifier, and positions are resampled to
+another image size.
 
 Cost: ViT-S/16 has 22.1 M parameters and needs 4.6 G multiply-adds an image forward at 224 pixels.
 Expected: depends on the folder.

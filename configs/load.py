@@ -48,7 +48,8 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unknown key, wrong type or impossible value; the message names the key, what it takes and the nearest name.
+      ValueError: unknown key, wrong type or impossible value; the message names the key, what it takes and the nearest
+      name.
     """
     name, _, argument = path.partition(":")
     file = Path(name)
@@ -56,7 +57,8 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
         known = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
         raise FileNotFoundError(f"--config={name}: no such file{schema.nearest(file.name, known)}")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -111,15 +113,26 @@ def _cross_check(config: Config) -> Config:
     """Refuses combinations that no key can be blamed for alone."""
     values = schema.flat_values(config)
     if values["data.batch_size"] % values["optim.accumulate"]:
-        raise ValueError(f"config.optim.accumulate={values['optim.accumulate']}: must divide data.batch_size={values['data.batch_size']}")
+        raise ValueError(
+            f"config.optim.accumulate={values['optim.accumulate']}: must divide "
+            f"data.batch_size={values['data.batch_size']}"
+        )
     if (values["train.distill"] == "none") != (values["train.teacher"] == ""):
-        raise ValueError("config.train.distill and config.train.teacher go together: set both, or neither ('none' and '')")
+        raise ValueError(
+            "config.train.distill and config.train.teacher go together: set both, or neither ('none' and '')"
+        )
     if len(values["data.mean"]) != len(values["data.std"]):
-        raise ValueError(f"config.data.std has {len(values['data.std'])} channels, config.data.mean {len(values['data.mean'])}: equally many are needed")
+        raise ValueError(
+            f"config.data.std has {len(values['data.std'])} channels, config.data.mean {len(values['data.mean'])}: "
+            f"equally many are needed"
+        )
     if not all(isinstance(s, int | float) and s > 0 for s in values["data.std"]):
         raise ValueError(f"config.data.std={values['data.std']}: takes positive numbers")
     if values["train.steps"].endswith("%"):
-        raise ValueError(f"config.train.steps={values['train.steps']}: the run's own length cannot be a share of it: write steps, epochs or examples")
+        raise ValueError(
+            f"config.train.steps={values['train.steps']}: the run's own length cannot be a share of it: write "
+            f"steps, epochs or examples"
+        )
     if values["mesh.data"] == 0:
         raise ValueError("config.mesh.data=0: takes -1 or a number of devices, at least 1")
     return config
@@ -128,8 +141,11 @@ def _cross_check(config: Config) -> Config:
 def differences(saved: Mapping[str, Any], config: Config) -> list[str]:
     """Lists keys (`key: saved -> now`) in which a saved configuration is another run than `config`."""
     before, now = schema.flat_values(from_dict(saved)), schema.flat_values(config)
-    return [f"{key}: {before[key]!r} -> {now[key]!r}" for key, field in schema.flatten(FIELDS).items()
-            if field.identity and before[key] != now[key]]
+    return [
+        f"{key}: {before[key]!r} -> {now[key]!r}"
+        for key, field in schema.flatten(FIELDS).items()
+        if field.identity and before[key] != now[key]
+    ]
 
 
 def describe(config: Config) -> str:
@@ -137,4 +153,7 @@ def describe(config: Config) -> str:
     fields, values = schema.flatten(FIELDS), schema.flat_values(config)
     defaults = schema.flat_values(schema.build(FIELDS, {}))
     width = max(len(f"{k} = {values[k]}") for k in fields if len(str(values[k])) < 40) + 2
-    return "\n".join(f"{'*' if values[k] != defaults[k] else ' '} {f'{k} = {values[k]}':<{width}}# {f.doc}" for k, f in fields.items())
+    return "\n".join(
+        f"{'*' if values[k] != defaults[k] else ' '} {f'{k} = {values[k]}':<{width}}# {f.doc}"
+        for k, f in fields.items()
+    )

@@ -2,15 +2,19 @@
 
 from ml_collections import ConfigDict
 
+# timm's rand-m9-mstd0.5-inc1, which DeiT uses.
+RANDAUGMENT = "randaugment(2, 9, std=0.5, probability=0.5, increasing=True)"
 WIDTHS = {"vit_ti16": 192, "vit_s16": 384, "vit_b16": 768}
 
 
 def deit(config: ConfigDict, image_size: int = 224, drop_path: float = 0.1) -> ConfigDict:
-    """DeiT's ImageNet recipe (Touvron et al. 2021, arXiv:2012.12877, table 9 and the code's defaults): 300 epochs, strong augmentation."""
+    """DeiT's ImageNet recipe (Touvron et al. 2021, arXiv:2012.12877, table 9 and the code's defaults): 300 epochs,
+    strong augmentation.
+    """
     config.model.drop_path = drop_path
     config.data.batch_size = 1024
     config.data.image_size = image_size
-    config.data.train_transforms = ("random_resized_crop({size})|flip|randaugment(2, 9, std=0.5, increasing=True)|normalize|erase(0.25)")
+    config.data.train_transforms = f"random_resized_crop({{size}})|flip|{RANDAUGMENT}|normalize|erase(0.25)"
     config.data.eval_transforms = "resize({size/0.875})|center_crop({size})|normalize"
     config.data.repeats = 3
     config.data.on_error = "replace"
@@ -34,12 +38,23 @@ def deit(config: ConfigDict, image_size: int = 224, drop_path: float = 0.1) -> C
 
 
 def big_vision(config: ConfigDict, image_size: int = 224) -> ConfigDict:
-    """big_vision's plain-ViT baseline (Beyer et al. 2022, arXiv:2205.01580): 90 epochs, light augmentation, global average pooling."""
-    config.model.options = dict(class_token=False, position="sincos2d", pool="avg", fc_norm=False, activation="gelu_tanh",
-                                pre_logits=WIDTHS[config.model.name], init="big_vision")
+    """big_vision's plain-ViT baseline (Beyer et al. 2022, arXiv:2205.01580): 90 epochs, light augmentation, global
+    average pooling.
+    """
+    config.model.options = dict(
+        class_token=False,
+        position="sincos2d",
+        pool="avg",
+        fc_norm=False,
+        activation="gelu_tanh",
+        pre_logits=WIDTHS[config.model.name],
+        init="big_vision",
+    )
     config.data.batch_size = 1024
     config.data.image_size = image_size
-    config.data.train_transforms = "random_resized_crop({size}, scale=(0.05, 1.0), interpolation='bilinear')|flip|randaugment(2, 10)|normalize"
+    config.data.train_transforms = (
+        "random_resized_crop({size}, scale=(0.05, 1.0), interpolation='bilinear')|flip|randaugment(2, 10)|normalize"
+    )
     config.data.eval_transforms = "resize({size/0.875}, interpolation='bilinear')|center_crop({size})|normalize"
     config.data.mean = config.data.std = (0.5, 0.5, 0.5)
     config.data.on_error = "replace"
@@ -87,7 +102,7 @@ def cifar(config: ConfigDict, name: str) -> ConfigDict:
     config.data.image_size = 32
     config.data.batch_size = 512
     config.data.mean, config.data.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    config.data.train_transforms = "random_crop({size}, padding=4)|flip|randaugment(2, 9, std=0.5)|normalize|erase(0.25)"
+    config.data.train_transforms = f"random_crop({{size}}, padding=4)|flip|{RANDAUGMENT}|normalize|erase(0.25)"
     config.data.eval_transforms = "resize({size})|center_crop({size})|normalize"
     config.data.workers = 2
     config.optim.learning_rate = 1e-3

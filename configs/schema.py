@@ -20,7 +20,8 @@ class Field:
     """One key: its default (whose type is the key's type), its meaning, and what it allows.
 
     Attributes:
-      default: value without an override. A `Duration` default makes the key a duration, a dictionary a free group of options.
+      default: value without an override. A `Duration` default makes the key a duration, a dictionary a free group of
+      options.
       doc: one line for `--print_config`, with the unit.
       choices: the only values allowed, if not empty.
       low, high: inclusive bounds of a number.
@@ -42,8 +43,14 @@ class Field:
             return "one of " + ", ".join(map(str, self.choices))
         if isinstance(self.default, Duration):
             return f"a duration such as {DURATIONS}"
-        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
-                tuple: "a list such as 'a,b'", dict: "options"}[self.kind or type(self.default)] + (" or none" if self.kind else "")
+        kind = {
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: "text",
+            tuple: "a list such as 'a,b'",
+            dict: "options",
+        }[self.kind or type(self.default)] + (" or none" if self.kind else "")
         if self.low is not None and self.high is not None:
             return f"{kind} from {self.low} to {self.high}"
         return kind if self.low is None else f"{kind}, at least {self.low}"
@@ -80,8 +87,15 @@ def _convert(field: Field, value: Any) -> Any:
         value = _literal(value) if isinstance(value, str) else value
         if not isinstance(value, tuple | list):
             raise TypeError
-        items = tuple(_literal(v.strip()) if isinstance(v, str) and isinstance(field.default[:1], tuple)
-                      and field.default and not isinstance(field.default[0], str) else v for v in value)
+        items = tuple(
+            _literal(v.strip())
+            if isinstance(v, str)
+            and isinstance(field.default[:1], tuple)
+            and field.default
+            and not isinstance(field.default[0], str)
+            else v
+            for v in value
+        )
         return tuple(v.strip() if isinstance(v, str) else v for v in items if v != "")
     value = _literal(value) if isinstance(value, str) else value
     if kind is dict:
@@ -98,13 +112,17 @@ def _convert(field: Field, value: Any) -> Any:
 
 
 def check(key: str, field: Field, value: Any) -> Any:
-    """Returns `value` as the type of `field`, or raises a ValueError of one line that names the key and what it takes."""
+    """Returns `value` as the type of `field`, or raises a ValueError of one line that names the key and what it
+    takes.
+    """
     try:
         value = _convert(field, value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"config.{key}={value!r}: takes {field.allowed()}") from None
     if field.choices and value not in field.choices:
-        raise ValueError(f"config.{key}={value!r}: takes {field.allowed()}{nearest(str(value), map(str, field.choices))}")
+        raise ValueError(
+            f"config.{key}={value!r}: takes {field.allowed()}{nearest(str(value), map(str, field.choices))}"
+        )
     number = value.value if isinstance(value, Duration) else value
     if isinstance(number, int | float) and not isinstance(number, bool) and not isinstance(value, str):
         below = field.low is not None and not number >= field.low
@@ -122,7 +140,8 @@ class Config:
     """A checked configuration with attribute access, `config.optim.learning_rate`; it never changes.
 
     Reading an undeclared key is an AttributeError that lists the nearest names, and every read is recorded in
-    `READS`. Code that looks at a configuration as data (printing, hashing, comparing) uses `as_dict`, which records nothing.
+    `READS`. Code that looks at a configuration as data (printing, hashing, comparing) uses `as_dict`, which records
+    nothing.
     """
 
     __slots__ = ("_prefix", "_values")
@@ -137,14 +156,18 @@ class Config:
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in self._values:
-            raise AttributeError(f"config.{self._prefix}{name} is not declared in configs/base.py{nearest(name, self._values)}")
+            raise AttributeError(
+                f"config.{self._prefix}{name} is not declared in configs/base.py{nearest(name, self._values)}"
+            )
         value = self._values[name]
         if not isinstance(value, Config):
             READS.add(self._prefix + name)
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"config.{self._prefix}{name}: a running configuration does not change; use configs.replace")
+        raise AttributeError(
+            f"config.{self._prefix}{name}: a running configuration does not change; use configs.replace"
+        )
 
     def __reduce__(self):
         return Config, (self._values, self._prefix)
@@ -161,7 +184,10 @@ def build(fields: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
             raise ValueError(f"config.{prefix[:-1]}={values!r}: takes a group with the keys {', '.join(fields)}")
         for name in values:
             if name not in fields:
-                raise ValueError(f"config.{prefix}{name}: no such key{nearest(name, fields) or f'; there are: {chr(32).join(fields)}'}")
+                raise ValueError(
+                    f"config.{prefix}{name}: no such "
+                    f"key{nearest(name, fields) or f'; there are: {chr(32).join(fields)}'}"
+                )
         out = {}
         for name, field in fields.items():
             key = prefix + name
@@ -182,7 +208,9 @@ def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Field]:
     return out
 
 
-def as_dict(config: Config, convert: Callable[[Any], Any] = lambda v: str(v) if isinstance(v, Duration) else v) -> dict[str, Any]:
+def as_dict(
+    config: Config, convert: Callable[[Any], Any] = lambda v: str(v) if isinstance(v, Duration) else v
+) -> dict[str, Any]:
     """Returns the nested values, ready for JSON, without recording reads."""
     return {k: as_dict(v, convert) if isinstance(v, Config) else convert(v) for k, v in config._values.items()}
 

@@ -123,9 +123,7 @@ class RandAugment(Transform):
                 for name in self.fields(example):
                     size = example.values[name].size if name in images else (width, height)
                     warp = Affine(size, inverse_map(change, strength.signed, *size), self.interpolation)
-                    example.values[name] = warp_field(
-                        warp, example.kinds[name], example.values[name], self.fill or 0.0
-                    )
+                    example.values[name] = warp_field(warp, example.kinds[name], example.values[name], self.fill or 0.0)
 
 
 @dataclass(frozen=True)

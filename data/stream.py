@@ -211,9 +211,7 @@ def train_stream(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     make = _TrainChunk(loader, share, position, repeats)
-    return TrainStream(
-        make, ENDLESS, share, workers=workers, threads=threads, prefetch=prefetch, position=position
-    )
+    return TrainStream(make, ENDLESS, share, workers=workers, threads=threads, prefetch=prefetch, position=position)
 
 
 def eval_batches(

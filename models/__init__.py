@@ -3,8 +3,8 @@
 import models.vit_variants  # noqa: F401  (registers its names)
 from models.adapt import adapt
 from models.registry import create, names, register, variant
-from models.summary import summarize
 from models.state import Graph, merge, split, stack, unrolled_names, unstack
+from models.summary import summarize
 
 __all__ = [
     "Graph",

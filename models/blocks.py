@@ -125,7 +125,7 @@ class PreNormBlock(Block):
         self.norm1, self.attn, self.ls1 = options.make_norm(), options.make_attention(rngs), options.make_layer_scale()
         self.norm2, self.mlp, self.ls2 = options.make_norm(), options.make_mlp(rngs), options.make_layer_scale()
 
-    def forward(self, x, attend, feed, drop):  # noqa: D102
+    def forward(self, x, attend, feed, drop):
         x = x + drop(self.ls1(attend(self.attn, self.norm1(x))))
         return x + drop(self.ls2(feed(self.mlp, self.norm2(x))))
 
@@ -142,7 +142,7 @@ class PostNormBlock(Block):
         self.attn, self.norm1 = options.make_attention(rngs), options.make_norm(scale)
         self.mlp, self.norm2 = options.make_mlp(rngs), options.make_norm(scale)
 
-    def forward(self, x, attend, feed, drop):  # noqa: D102
+    def forward(self, x, attend, feed, drop):
         x = x + drop(self.norm1(attend(self.attn, x)))
         return x + drop(self.norm2(feed(self.mlp, x)))
 
@@ -155,7 +155,7 @@ class ParallelBlock(Block):
         self.norm, self.attn, self.mlp = options.make_norm(), options.make_attention(rngs), options.make_mlp(rngs)
         self.ls = options.make_layer_scale()
 
-    def forward(self, x, attend, feed, drop):  # noqa: D102
+    def forward(self, x, attend, feed, drop):
         y = self.norm(x)
         return x + drop(self.ls(attend(self.attn, y) + feed(self.mlp, y)))
 
@@ -174,7 +174,7 @@ class TwoBranchBlock(Block):
         self.mlp2_norm, self.mlp2 = options.make_norm(), options.make_mlp(rngs)
         self.mlp2_ls = options.make_layer_scale()
 
-    def forward(self, x, attend, feed, drop):  # noqa: D102
+    def forward(self, x, attend, feed, drop):
         first = drop(self.attn1_ls(attend(self.attn1, self.attn1_norm(x))))
         x = x + first + drop(self.attn2_ls(attend(self.attn2, self.attn2_norm(x))))
         first = drop(self.mlp1_ls(feed(self.mlp1, self.mlp1_norm(x))))

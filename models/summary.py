@@ -30,7 +30,8 @@ class Cost:
 
     `multiply_adds` counts matrix products and convolutions in the forward pass, one for each multiplication with its
     addition (what papers on vision models call FLOPs). `activation_bytes` is what the forward pass of a training step
-    keeps for the backward pass, parameters not counted; it knows about dtype and rematerialization.
+    keeps for the backward pass: what JAX itself decides, after dtype and rematerialization. Parameters are not counted,
+    copies of them in another dtype are.
     """
 
     parameters: int = 0

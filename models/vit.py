@@ -127,6 +127,8 @@ class VisionTransformer(nnx.Module):
         self.dist_token = token(int(distillation_token))
         self.reg_token = token(registers)
         self.prefix_positions = prefix_positions and position == "learned"
+        if position == "sincos2d":
+            sincos_2d(self.grid.shape, width)  # refuses a width that it cannot serve
         rows = self.grid.tokens if self.prefix_positions else self.grid.places
         learned = position == "learned"
         self.pos_embed = (

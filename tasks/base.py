@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class Task:
     """
 
     trains: ClassVar[bool] = True
-    best_metric: ClassVar[tuple[str, str]] = ("loss", "min")
+    best_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("loss", "min")
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, info: Any):
@@ -193,7 +193,8 @@ def create(name: str, config: Any, info: Any) -> Task:
     """The task of that name, with `config.train.options` as further keyword arguments of its constructor.
 
     Raises:
-      ValueError: a name that nobody registered, or an option that the task does not have; the message names the nearest.
+      ValueError: a name that nobody registered, or an option that the task does not have; the message names the
+      nearest.
     """
     if name not in _REGISTRY:
         raise ValueError(f"config.train.task={name!r}: there are {', '.join(names())}{_nearest(name, _REGISTRY)}")

@@ -69,6 +69,11 @@ class Classification(Task):
 
     def __init__(self, config: Any, info: Any):
         super().__init__(config, info)
+        if not info.num_classes:
+            raise ValueError(
+                f"task 'classification' needs labels; {info.name!r} has the fields {', '.join(info.fields)} and no "
+                f"classes"
+            )
         train = config.train
         if (train.distill == "none") != (not train.teacher):
             raise ValueError(

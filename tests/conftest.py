@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-import tiny
+import tiny  # noqa: E402
 
 # Most of the time of these tests is compilation of small programs, many of them the same in several tests.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tiny.CACHE))

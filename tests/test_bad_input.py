@@ -1,7 +1,7 @@
 """Bad input through the real commands: one clear line, a non-zero exit, no traceback, and nothing lost.
 
-Every case is a command with something wrong. What lies in its workdir before (files of an earlier run, or nothing) has to lie there
-unchanged afterwards; a command that is refused before it starts may add nothing either.
+Every case is a command with something wrong. What lies in its workdir before (files of an earlier run, or nothing) has
+to lie there unchanged afterwards; a command that is refused before it starts may add nothing either.
 """
 
 import dataclasses
@@ -27,19 +27,27 @@ pytestmark = pytest.mark.multiprocess
 
 def tree(folder):
     """Contents of a folder by path."""
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def flags(**overrides):
     values = {**tiny.TINY, **{key.replace("__", "."): value for key, value in overrides.items()}}
     values["log.cache_directory"] = str(tiny.CACHE)
     options = values.pop("model.options")
-    return [f"--config.{key}={value}" for key, value in values.items()] + [f"--config.model.options.{k}={v}" for k, v in options.items()]
+    return [f"--config.{key}={value}" for key, value in values.items()] + [
+        f"--config.model.options.{k}={v}" for k, v in options.items()
+    ]
 
 
 def run(arguments, env=None, timeout=120):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "FOVEA_CACHE": str(tiny.CACHE / "data"), **(env or {})}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +116,13 @@ def corrupt_all(path):
 
 CASES = [
     # Configuration (10).
-    Case("unknown key", r"config.optim.lerning_rate: no such key \(nearest: learning_rate\)", {"optim.lerning_rate": 1}),
+    Case(
+        "unknown key", r"config.optim.lerning_rate: no such key \(nearest: learning_rate\)", {"optim.lerning_rate": 1}
+    ),
     Case("wrong type", r"config.data.batch_size='many': takes a whole number", {"data.batch_size": "many"}),
-    Case("impossible value", r"config.optim.learning_rate=-1.0: takes a number, at least 0", {"optim.learning_rate": -1}),
+    Case(
+        "impossible value", r"config.optim.learning_rate=-1.0: takes a number, at least 0", {"optim.learning_rate": -1}
+    ),
     Case("bad duration", r"config.train.steps='ten': takes a duration such as", {"train.steps": "ten"}),
     Case("unknown model", r"vit_z16.*nearest.*vit_", {"model.name": "vit_z16"}),
     Case("unknown model option", r"pool_kind.*nearest|pool_kind.*pool", {"model.options.pool_kind": "avg"}),
@@ -120,63 +132,187 @@ CASES = [
     Case("warm-up longer than the run", r"warmup=50 .* more than config.train.steps=4", {"optim.warmup": 50}),
     # Command line.
     Case("unknown flag", r"--workdri=x: no such flag \(nearest: --workdir\)", prepare=lambda t, f: ["--workdri=x"]),
-    Case("workdir is a file", r"is a file, not a folder", prepare=lambda t, f: [((t / "file").write_text("x"), f"--workdir={t / 'file'}")[1]]),
-    Case("workdir cannot be written", r"cannot be written|cannot be made", prepare=lambda t, f: ["--workdir=/proc/nowhere/run"]),
+    Case(
+        "workdir is a file",
+        r"is a file, not a folder",
+        prepare=lambda t, f: [((t / "file").write_text("x"), f"--workdir={t / 'file'}")[1]],
+    ),
+    Case(
+        "workdir cannot be written",
+        r"cannot be written|cannot be made",
+        prepare=lambda t, f: ["--workdir=/proc/nowhere/run"],
+    ),
     Case("another configuration", r"optim.learning_rate: 0.001 -> 0.5", {"optim.learning_rate": 0.5}, workdir=True),
-    Case("damaged config.json", r"config.json: cannot be read", workdir=True, prepare=lambda t, f: (t / "run" / "config.json").write_text("{") and []),
+    Case(
+        "damaged config.json",
+        r"config.json: cannot be read",
+        workdir=True,
+        prepare=lambda t, f: (t / "run" / "config.json").write_text("{") and [],
+    ),
     # Mesh.
     Case("mesh does not fit the devices", r"fsdp=3 .* does not divide the 1 devices", {"mesh.fsdp": 3}),
-    Case("batch not divisible by devices", r"config.data.batch_size=12: must be a multiple of 8", {"data.batch_size": 12},
-         env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}),
-    Case("tensor axis does not divide", r"config.mesh.tensor=8: does not divide", {"mesh.tensor": 8, "model.options.width": 12, "model.options.heads": 2},
-         env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}),
-    Case("evaluation batch not divisible", r"config.eval.batch_size=9: must be a multiple of 2", {"eval.batch_size": 9},
-         env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}),
+    Case(
+        "batch not divisible by devices",
+        r"config.data.batch_size=12: must be a multiple of 8",
+        {"data.batch_size": 12},
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    ),
+    Case(
+        "tensor axis does not divide",
+        r"config.mesh.tensor=8: does not divide",
+        {"mesh.tensor": 8, "model.options.width": 12, "model.options.heads": 2},
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    ),
+    Case(
+        "evaluation batch not divisible",
+        r"config.eval.batch_size=9: must be a multiple of 2",
+        {"eval.batch_size": 9},
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    ),
     # Model and shapes.
     Case("image not divisible by patch", r"20 x 20 is not divisible by the patch of 8 x 8", {"data.image_size": 20}),
     Case("heads do not divide the width", r"width 16 is not divisible by 3 heads", {"model.options.heads": 3}),
     Case("unknown attention", r"dens.*dense", {"model.attention": "dens"}),
-    Case("transforms end in another size", r"field 'image' .*\(8, 8, 3\).* the task takes \(16, 16, 3\)", {"data.train_transforms": "resize(8)|normalize"}, starts=True),
-    Case("grey images for a colour model", r"field 'image' .*\(16, 16, 1\).* the task takes \(16, 16, 3\)",
-         {"data.name": "digits", "data.train_transforms": "resize(16)|normalize(mean=0.5, std=0.5)"}, starts=True),
+    Case(
+        "transforms end in another size",
+        r"field 'image' .*\(8, 8, 3\).* the task takes \(16, 16, 3\)",
+        {"data.train_transforms": "resize(8)|normalize"},
+    ),
+    Case(
+        "grey images for a colour model",
+        r"field 'image' .*\(16, 16, 1\).* the task takes \(16, 16, 3\)",
+        {"data.name": "digits", "data.train_transforms": "resize(16)|normalize(mean=0.5, std=0.5)"},
+    ),
     # Data.
     Case("folder missing", r"folder .*nowhere does not exist", {"data.name": "folder:nowhere"}),
-    Case("folder without classes", r"holds no class folder", prepare=lambda t, f: [((t / "e").mkdir(), f"--config.data.name=folder:{t / 'e'}")[1]]),
-    Case("empty class folder", r"class folder .*bird holds no image", prepare=folder_with(lambda root: (root / "bird").mkdir())),
-    Case("image of 0 bytes", r"7.png: it has 0 bytes", prepare=folder_with(lambda root: (root / "cat" / "7.png").write_bytes(b"")), starts=True),
-    Case("truncated image", r"cannot decode image .*8.png",
-         prepare=folder_with(lambda root: (root / "dog" / "8.png").write_bytes((root / "dog" / "8.png").read_bytes()[:100])), starts=True),
-    Case("no image at all", r"9.png: not an image", prepare=folder_with(lambda root: (root / "cat" / "9.png").write_text("hello")), starts=True),
-    Case("image too small for the batch of one shape", r"field 'image' has shapes|field 'image' of the data has shape",
-         prepare=folder_with(lambda root: picture(root / "cat" / "3.png", (8, 8))), starts=True),
+    Case(
+        "folder without classes",
+        r"holds no class folder",
+        prepare=lambda t, f: [((t / "e").mkdir(), f"--config.data.name=folder:{t / 'e'}")[1]],
+    ),
+    Case(
+        "empty class folder",
+        r"class folder .*bird holds no image",
+        prepare=folder_with(lambda root: (root / "bird").mkdir()),
+    ),
+    Case(
+        "image of 0 bytes",
+        r"7.png: it has 0 bytes",
+        prepare=folder_with(lambda root: (root / "cat" / "7.png").write_bytes(b"")),
+        starts=True,
+    ),
+    Case(
+        "truncated image",
+        r"cannot decode image .*8.png",
+        prepare=folder_with(
+            lambda root: (root / "dog" / "8.png").write_bytes((root / "dog" / "8.png").read_bytes()[:100])
+        ),
+        starts=True,
+    ),
+    Case(
+        "no image at all",
+        r"9.png: not an image",
+        prepare=folder_with(lambda root: (root / "cat" / "9.png").write_text("hello")),
+        starts=True,
+    ),
+    Case(
+        "image too small for the batch of one shape",
+        r"field 'image' has shapes|field 'image' of the data has shape",
+        {"train.steps": 8},
+        prepare=folder_with(lambda root: picture(root / "cat" / "3.png", (8, 8))),
+        starts=True,
+    ),
     Case("unknown set", r"imagenet2013", {"data.name": "imagenet2013"}),
     Case("split does not exist", r"trian.*train", {"data.train_split": "trian"}),
     Case("empty split", r"train\[:0\]|no example", {"data.train_split": "train[:0]"}),
     Case("malformed evaluation set", r"eval.sets: 'seen' is not 'label=source@split'", {"eval.sets": "seen"}),
-    Case("set without labels", r"label", prepare=lambda t, f: [f"--config.data.name=images:{class_folders(t / 'i')}", "--config.data.train_split=all",
-                                                            "--config.data.eval_split=all"]),
+    Case(
+        "set without labels",
+        r"label",
+        prepare=lambda t, f: [
+            f"--config.data.name=images:{class_folders(t / 'i')}",
+            "--config.data.train_split=all",
+            "--config.data.eval_split=all",
+        ],
+    ),
     # Weights.
     Case("init_from missing", r"no workdir or checkpoint .*nowhere", {"model.init_from": "nowhere"}),
-    Case("init_from of another model", r"init_from=.*do not fit the model", {"model.options.width": 32},
-         prepare=lambda t, f: [f"--config.model.init_from={f}"], starts=True),
-    Case("teacher missing", r"no workdir or checkpoint .*nowhere", {"train.teacher": "nowhere", "train.distill": "soft"}),
-    Case("every checkpoint damaged", r"cannot be read", workdir=True, prepare=lambda t, f: corrupt_all(t / "run") or []),
-    Case("checkpoint of another model", r"does not fit this model|another configuration", {"model.options.mlp_width": 64}, workdir=True,
-         prepare=lambda t, f: unfinished(t / "run") or []),
+    Case(
+        "init_from of another model",
+        r"init_from=.*do not fit the model",
+        {"model.options.width": 32},
+        prepare=lambda t, f: [f"--config.model.init_from={f}"],
+        starts=True,
+    ),
+    Case(
+        "teacher missing", r"no workdir or checkpoint .*nowhere", {"train.teacher": "nowhere", "train.distill": "soft"}
+    ),
+    Case(
+        "every checkpoint damaged", r"cannot be read", workdir=True, prepare=lambda t, f: corrupt_all(t / "run") or []
+    ),
+    Case(
+        "checkpoint of another model",
+        r"does not fit this model|another configuration",
+        {"model.options.mlp_width": 64},
+        workdir=True,
+        prepare=lambda t, f: unfinished(t / "run") or [],
+    ),
     # While it runs.
-    Case("loss not finite", r"step \d+: loss or gradient is not finite; gradients not finite in",
-         {"optim.learning_rate": "1e30", "optim.name": "sgd", "train.steps": 8}, starts=True),
+    Case(
+        "loss not finite",
+        r"step \d+: loss or gradient is not finite; gradients not finite in",
+        {"optim.learning_rate": "1e30", "optim.name": "sgd", "train.steps": 8},
+        starts=True,
+    ),
     Case("package not installed", r"wandb is not installed", {"log.wandb": "project"}, starts=True),
     # Evaluation.
     Case("eval without workdir", r"--workdir=FOLDER is missing", command="eval.py"),
-    Case("eval of a missing workdir", r"no workdir or checkpoint .*nowhere", command="eval.py", prepare=lambda t, f: ["--workdir=nowhere"]),
-    Case("eval of an empty workdir", r"no checkpoint in", command="eval.py", prepare=lambda t, f: [((t / "e").mkdir(), f"--workdir={t / 'e'}")[1]]),
-    Case("eval of a missing step", r"no checkpoint of step 77 .*available: 2, 4", command="eval.py", workdir=True, prepare=lambda t, f: [f"--workdir={t / 'run'}", "--step=77"]),
-    Case("eval with the wrong model", r"do not fit the model", command="eval.py", workdir=True,
-         prepare=lambda t, f: [f"--workdir={t / 'run'}", "--config.model.options.width=32"]),
-    Case("predict a missing folder", r"folder nowhere does not exist", command="eval.py", workdir=True, prepare=lambda t, f: [f"--workdir={t / 'run'}", "--predict=nowhere"]),
-    Case("predict a folder without images", r"holds no image", command="eval.py", workdir=True,
-         prepare=lambda t, f: [((t / "e").mkdir(), f"--workdir={t / 'run'}", )[1], f"--predict={t / 'e'}"]),
+    Case(
+        "eval of a missing workdir",
+        r"no workdir or checkpoint .*nowhere",
+        command="eval.py",
+        prepare=lambda t, f: ["--workdir=nowhere"],
+    ),
+    Case(
+        "eval of an empty workdir",
+        r"no checkpoint in",
+        command="eval.py",
+        prepare=lambda t, f: [((t / "e").mkdir(), f"--workdir={t / 'e'}")[1]],
+    ),
+    Case(
+        "eval of a missing step",
+        r"no checkpoint of step 77 .*available: 2, 4",
+        command="eval.py",
+        workdir=True,
+        prepare=lambda t, f: [f"--workdir={t / 'run'}", "--step=77"],
+    ),
+    Case(
+        "eval with the wrong model",
+        r"do not fit the model",
+        command="eval.py",
+        workdir=True,
+        prepare=lambda t, f: [f"--workdir={t / 'run'}", "--config.model.options.width=32"],
+    ),
+    Case(
+        "predict a missing folder",
+        r"folder nowhere does not exist",
+        command="eval.py",
+        workdir=True,
+        prepare=lambda t, f: [f"--workdir={t / 'run'}", "--predict=nowhere"],
+    ),
+    Case(
+        "predict a folder without images",
+        r"holds no image",
+        command="eval.py",
+        workdir=True,
+        prepare=lambda t, f: [
+            (
+                (t / "e").mkdir(),
+                f"--workdir={t / 'run'}",
+            )[1],
+            f"--predict={t / 'e'}",
+        ],
+    ),
 ]
 
 
@@ -194,7 +330,13 @@ def test_one_clear_line_and_nothing_lost(case, tmp_path, finished):
     before = tree(tmp_path)
     arguments = [case.command, *extra]
     if case.command == "train.py":
-        arguments = [case.command, "--config=configs/quickstart.py", *flags(), *(f"--config.{k}={v}" for k, v in case.arguments.items()), *extra]
+        arguments = [
+            case.command,
+            "--config=tests/defaults.py",
+            *flags(),
+            *(f"--config.{k}={v}" for k, v in case.arguments.items()),
+            *extra,
+        ]
         if not any(argument.startswith("--workdir") for argument in extra):
             arguments.append(f"--workdir={workdir}")
     done = run(arguments, case.env)
@@ -213,18 +355,30 @@ def test_one_clear_line_and_nothing_lost(case, tmp_path, finished):
 
 def start(arguments, env=None):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "FOVEA_CACHE": str(tiny.CACHE / "data"), **(env or {})}
-    return subprocess.Popen([sys.executable, "train.py", "--config=configs/quickstart.py", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "train.py", "--config=tests/defaults.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children(parent):
+    stats = [[*p.read_text().rpartition(") ")[2].split(), p.parent.name] for p in Path("/proc").glob("[0-9]*/stat")]
+    return [int(fields[-1]) for fields in stats if int(fields[1]) == parent]
 
 
 def test_a_killed_data_worker_ends_the_run_with_one_line(tmp_path):
-    process = start([*flags(train__steps=100000, data__workers=2, log__every_steps=20), f"--workdir={tmp_path / 'run'}"])
+    process = start(
+        [*flags(train__steps=100000, data__workers=2, log__every_steps=20), f"--workdir={tmp_path / 'run'}"]
+    )
     for line in process.stdout:
         if line.startswith("step "):
             break
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert workers
+    workers = [pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode not in (0, 75)
@@ -233,7 +387,15 @@ def test_a_killed_data_worker_ends_the_run_with_one_line(tmp_path):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    done = run(["train.py", "--config=configs/quickstart.py", *flags(data__image_size=20), f"--workdir={tmp_path / 'run'}", "--debug"])
+    done = run(
+        [
+            "train.py",
+            "--config=tests/defaults.py",
+            *flags(data__image_size=20),
+            f"--workdir={tmp_path / 'run'}",
+            "--debug",
+        ]
+    )
     assert done.returncode == 2
     assert "Traceback" in done.stderr
 
@@ -246,8 +408,18 @@ def test_a_full_disk_in_a_save_is_one_line_and_earlier_checkpoints_stay(tmp_path
     if mounted.returncode:
         pytest.skip("this machine does not allow mounts")
     try:
-        process = start([*flags(train__steps=100000, checkpoint__every_steps=10, checkpoint__keep_last=100, log__every_steps=1000,
-                                **{"model__options": {**tiny.TINY["model.options"], "mlp_width": 1024}}), f"--workdir={disk / 'run'}"])
+        process = start(
+            [
+                *flags(
+                    train__steps=100000,
+                    checkpoint__every_steps=10,
+                    checkpoint__keep_last=100,
+                    log__every_steps=1000,
+                    model__options={**tiny.TINY["model.options"], "mlp_width": 1024},
+                ),
+                f"--workdir={disk / 'run'}",
+            ]
+        )
         _, err = process.communicate(timeout=120)
         assert process.returncode not in (0, 75)
         assert re.search(r"^error: .*(could not be saved|No space left).*", err, re.MULTILINE), err

@@ -29,25 +29,37 @@ from training import checkpoint_files, checkpoint_layout
 from training.checkpoint import Checkpointer, UnreadableCheckpoint, find, params_sha256, restore_for_eval
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIMIZER = optax.chain(optax.masked(optax.trace(0.9), lambda params: {n: n.endswith("kernel") for n in params}),
-                        optax.adamw(1e-3))
+OPTIMIZER = optax.chain(
+    optax.masked(optax.trace(0.9), lambda params: {n: n.endswith("kernel") for n in params}), optax.adamw(1e-3)
+)
 
 
 def a_state(step: int = 7, scanned: bool = True, seed: int = 0, layers: int = 3) -> dict:
     """A state like the loop's whose optimizer has taken a step."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-    params = {"blocks.[0::2].attn.qkv.kernel": draw(layers, 4, 6), "head.kernel": draw(4, 10), "scale": draw(),
-              "blocks.[1::2].mlp.bias": draw(layers, 5).astype(jnp.bfloat16)}
+    params = {
+        "blocks.[0::2].attn.qkv.kernel": draw(layers, 4, 6),
+        "head.kernel": draw(4, 10),
+        "scale": draw(),
+        "blocks.[1::2].mlp.bias": draw(layers, 5).astype(jnp.bfloat16),
+    }
     grads = jax.tree.map(lambda p: p * 0.5 + 1, params)
     model_state = {"blocks.[0::2].norm.mean": draw(layers, 4)}
     if not scanned:
         params, grads, model_state = (models.unstack(tree) for tree in (params, grads, model_state))
     _, opt_state = OPTIMIZER.update(grads, OPTIMIZER.init(params), params)
     ema = {"params": jax.tree.map(lambda p: p / 2, params), "model_state": {}}
-    return {"step": jnp.int32(step), "params": params, "model_state": model_state, "opt_state": opt_state, "ema": ema,
-            "key": jax.random.fold_in(jax.random.key(3), seed), "health": {"bad_steps": jnp.int32(1)},
-            "metrics": {"count": jnp.int32(2), "means": {}}}
+    return {
+        "step": jnp.int32(step),
+        "params": params,
+        "model_state": model_state,
+        "opt_state": opt_state,
+        "ema": ema,
+        "key": jax.random.fold_in(jax.random.key(3), seed),
+        "health": {"bad_steps": jnp.int32(1)},
+        "metrics": {"count": jnp.int32(2), "means": {}},
+    }
 
 
 def blank(state: dict) -> dict:
@@ -77,8 +89,26 @@ def saved(directory: Path, *steps: int, **options) -> Checkpointer:
 # What is stored comes back
 
 
-DTYPES = st.sampled_from([np.dtype(d) for d in ("?", "i1", "u2", "i4", "u4", "i8", "f2", "f4", "f8", "c8",
-                                                ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.int4)])
+DTYPES = st.sampled_from(
+    [
+        np.dtype(d)
+        for d in (
+            "?",
+            "i1",
+            "u2",
+            "i4",
+            "u4",
+            "i8",
+            "f2",
+            "f4",
+            "f8",
+            "c8",
+            ml_dtypes.bfloat16,
+            ml_dtypes.float8_e4m3fn,
+            ml_dtypes.int4,
+        )
+    ]
+)
 
 
 @st.composite
@@ -94,8 +124,13 @@ def arrays(draw):
 
 
 @hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
-@hypothesis.given(tree=st.dictionaries(st.sampled_from("abcdef"), st.one_of(arrays(), st.just({}), st.dictionaries(
-    st.sampled_from(["x.y", "blocks.3.k"]), arrays())), min_size=1))
+@hypothesis.given(
+    tree=st.dictionaries(
+        st.sampled_from("abcdef"),
+        st.one_of(arrays(), st.just({}), st.dictionaries(st.sampled_from(["x.y", "blocks.3.k"]), arrays())),
+        min_size=1,
+    )
+)
 def test_any_array_round_trips(tree, tmp_path_factory):
     tree["step"] = np.array(2**40)
     with Checkpointer(tmp_path_factory.mktemp("any")) as checkpointer:
@@ -131,9 +166,15 @@ def test_names_on_disk_are_unrolled(tmp_path):
     saved(tmp_path, 1).close()
     names = checkpoint_files.read_about(tmp_path / "1")["arrays"]
     assert not [name for name in names if "[" in name]
-    assert set(names) >= {"step", "params/blocks.4.attn.qkv.kernel", "params/blocks.5.mlp.bias",
-                          "model_state/blocks.0.norm.mean", "ema/params/head.kernel",
-                          "opt_state/1/0/mu/blocks.2.attn.qkv.kernel", "opt_state/1/0/nu/scale"}
+    assert set(names) >= {
+        "step",
+        "params/blocks.4.attn.qkv.kernel",
+        "params/blocks.5.mlp.bias",
+        "model_state/blocks.0.norm.mean",
+        "ema/params/head.kernel",
+        "opt_state/1/0/mu/blocks.2.attn.qkv.kernel",
+        "opt_state/1/0/nu/scale",
+    }
 
 
 def test_two_leaves_of_one_name_are_refused():
@@ -196,8 +237,10 @@ def test_a_step_that_is_there_is_left_alone(tmp_path):
         assert (tmp_path / "3" / "about" / "metadata").read_bytes() == before
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"keep_last": 0}, "keep_last=0"), ({"keep_best": -1}, "keep_best=-1"), ({"best_mode": "most"}, "'max' or 'min'")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"keep_last": 0}, "keep_last=0"), ({"keep_best": -1}, "keep_best=-1"), ({"best_mode": "most"}, "'max' or 'min'")],
+)
 def test_impossible_options(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         Checkpointer(tmp_path, **options)
@@ -256,8 +299,10 @@ def test_no_readable_checkpoint(tmp_path, capfd):
     saved(tmp_path, 1, 2).close()
     for step in (1, 2):
         truncate(max(files_of(tmp_path / str(step)), key=lambda f: f.stat().st_size))
-    for restore in (lambda step: Checkpointer(tmp_path).restore(a_state(), step),
-                    lambda step: restore_for_eval(tmp_path, step)):
+    for restore in (
+        lambda step: Checkpointer(tmp_path).restore(a_state(), step),
+        lambda step: restore_for_eval(tmp_path, step),
+    ):
         with pytest.raises(OSError, match=r"checkpoint \S+/1 cannot be read \([^\n]*\), nor the 1 newer$"):
             restore(None)
         with pytest.raises(OSError, match=r"checkpoint \S+/2 cannot be read \([^\n]*\)$"):
@@ -358,16 +403,24 @@ def test_metadata_must_be_json(tmp_path):
 
 def test_a_checkpoint_of_another_model_names_what_differs(tmp_path):
     state = a_state()
-    wanted = {**state, "params": {**{f"layer{i}": jnp.zeros(2) for i in range(8)}, "scale": jnp.zeros(3),
-                                  "head.kernel": state["params"]["head.kernel"].astype(jnp.bfloat16)}}
+    wanted = {
+        **state,
+        "params": {
+            **{f"layer{i}": jnp.zeros(2) for i in range(8)},
+            "scale": jnp.zeros(3),
+            "head.kernel": state["params"]["head.kernel"].astype(jnp.bfloat16),
+        },
+    }
     with saved(tmp_path, 1) as checkpointer, pytest.raises(ValueError, match="does not fit this model") as caught:
         checkpointer.restore(wanted)
     message = str(caught.value)
     assert "\n" not in message
     assert "8 missing: params/layer0, params/layer1, params/layer2, params/layer3, params/layer4 and 3 more" in message
     assert "6 unexpected: params/blocks.0.attn.qkv.kernel" in message
-    assert ("2 of another shape or type: params/head.kernel (float32[4, 10] saved, bfloat16[4, 10] wanted), "
-            "params/scale (float32[] saved, float32[3] wanted)") in message
+    assert (
+        "2 of another shape or type: params/head.kernel (float32[4, 10] saved, bfloat16[4, 10] wanted), "
+        "params/scale (float32[] saved, float32[3] wanted)"
+    ) in message
 
 
 @pytest.mark.parametrize(("layers", "what"), [(2, "unexpected"), (4, "missing")])
@@ -399,13 +452,16 @@ def test_no_averages_is_none(tmp_path):
     assert restore_for_eval(tmp_path)["ema"] is None
 
 
-@pytest.mark.parametrize(("path", "step", "message"), [
-    ("run", 3, r"no checkpoint of step 3 in \S+/run/checkpoints; available: 1, 2$"),
-    ("rum", None, r"no workdir or checkpoint \S+/rum; nearest: \S+/run$"),
-    ("nothing/at/all", None, r"no workdir or checkpoint \S+/nothing/at/all$"),
-    ("empty", None, r"no checkpoint in \S+/empty$"),
-    ("run/checkpoints/1", 2, r"is the checkpoint of step 1, not of step 2$"),
-])
+@pytest.mark.parametrize(
+    ("path", "step", "message"),
+    [
+        ("run", 3, r"no checkpoint of step 3 in \S+/run/checkpoints; available: 1, 2$"),
+        ("rum", None, r"no workdir or checkpoint \S+/rum; nearest: \S+/run$"),
+        ("nothing/at/all", None, r"no workdir or checkpoint \S+/nothing/at/all$"),
+        ("empty", None, r"no checkpoint in \S+/empty$"),
+        ("run/checkpoints/1", 2, r"is the checkpoint of step 1, not of step 2$"),
+    ],
+)
 def test_missing_things(tmp_path, path, step, message):
     saved(tmp_path / "run" / "checkpoints", 1, 2).close()
     (tmp_path / "empty").mkdir()
@@ -431,8 +487,12 @@ def test_params_sha256():
     assert re.fullmatch("[0-9a-f]{64}", digest)
     assert digest == params_sha256(unrolled) == params_sha256(dict(reversed(unrolled.items())))
     scale = unrolled.pop("scale")
-    changed = [{**unrolled, "scale": scale + 1}, {**unrolled, "scale": scale[None]}, {**unrolled, "size": scale},
-               {**unrolled, "scale": scale.view(jnp.int32)}]
+    changed = [
+        {**unrolled, "scale": scale + 1},
+        {**unrolled, "scale": scale[None]},
+        {**unrolled, "size": scale},
+        {**unrolled, "scale": scale.view(jnp.int32)},
+    ]
     assert len({digest, *map(params_sha256, changed)}) == 5
 
 
@@ -463,14 +523,17 @@ def in_temporary_phase(directory: Path) -> bool:
 @pytest.mark.multiprocess
 def test_kill_at_any_moment(tmp_path):
     """The same command again goes on from the newest complete checkpoint, wherever the kill hit."""
-    moments = {"first temporary": lambda: in_temporary_phase(tmp_path),
-               "arrays being written": lambda: any(tmp_path.glob("*.orbax-checkpoint-tmp*/arrays*/*")),
-               "description written": lambda: any(tmp_path.glob("*.orbax-checkpoint-tmp*/about*/*")),
-               "deletion of an old one": lambda: any(tmp_path.glob("*.deleted"))}
+    moments = {
+        "first temporary": lambda: in_temporary_phase(tmp_path),
+        "arrays being written": lambda: any(tmp_path.glob("*.orbax-checkpoint-tmp*/arrays*/*")),
+        "description written": lambda: any(tmp_path.glob("*.orbax-checkpoint-tmp*/about*/*")),
+        "deletion of an old one": lambda: any(tmp_path.glob("*.deleted")),
+    }
     newest, hit_temporary = 0, 0
     for moment in moments.values():
-        process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], cwd=ROOT, text=True,
-                                   stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], cwd=ROOT, text=True, stdout=subprocess.PIPE
+        )
         assert process.stdout.readline() == f"at {newest}\n"
         if newest == 0:
             while process.stdout.readline() != "saved 3\n":

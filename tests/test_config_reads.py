@@ -23,7 +23,7 @@ def chains(tree: ast.AST):
         if isinstance(inner, ast.Name):
             parts.insert(0, inner.id)
             if "config" in parts[:-2]:
-                yield node.lineno, parts[parts.index("config") + 1:]
+                yield node.lineno, parts[parts.index("config") + 1 :]
 
 
 def misspelt(source: str, path: str):
@@ -39,6 +39,8 @@ def test_every_read_in_the_source_is_declared():
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("planted", ["x = config.optim.lerning_rate", "y = self.config.data.batchsize + 1", "run.config.train.step.steps()"])
+@pytest.mark.parametrize(
+    "planted", ["x = config.optim.lerning_rate", "y = self.config.data.batchsize + 1", "run.config.train.step.steps()"]
+)
 def test_a_misspelt_read_is_found(planted):
     assert list(misspelt(planted, "planted.py"))

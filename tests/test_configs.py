@@ -15,13 +15,27 @@ SMALL = {"data.batch_size": 64, "train.steps": 100}
 
 def write(tmp_path, body):
     path = tmp_path / "experiment.py"
-    path.write_text("from configs import base\n\ndef get_config(arg=''):\n    config = base.get_config()\n" + body + "\n    return config\n")
+    path.write_text(
+        "from configs import base\n\ndef get_config(arg=''):\n    config = base.get_config()\n"
+        + body
+        + "\n    return config\n"
+    )
     return str(path)
 
 
 def test_overrides_take_the_type_of_the_key():
-    config = configs.load(QUICKSTART, {"optim.learning_rate": "3", "train.steps": "2 epochs", "optim.freeze": "blocks.0,head", "model.scan": "false",
-                                       "data.mean": "0.5,0.5,0.5", "model.options.pool": "avg", "model.options.width": "32"})
+    config = configs.load(
+        QUICKSTART,
+        {
+            "optim.learning_rate": "3",
+            "train.steps": "2 epochs",
+            "optim.freeze": "blocks.0,head",
+            "model.scan": "false",
+            "data.mean": "0.5,0.5,0.5",
+            "model.options.pool": "avg",
+            "model.options.width": "32",
+        },
+    )
     assert config.optim.learning_rate == 3.0
     assert isinstance(config.optim.learning_rate, float)
     assert config.train.steps == configs.Duration(2, "epochs")
@@ -33,7 +47,9 @@ def test_overrides_take_the_type_of_the_key():
 
 
 def test_command_line_is_split():
-    path, overrides, rest = configs.split_arguments(["--config=a.py:x=1", "--config.optim.ema=0.9", "--workdir", "w", "--config.seed", "3"])
+    path, overrides, rest = configs.split_arguments(
+        ["--config=a.py:x=1", "--config.optim.ema=0.9", "--workdir", "w", "--config.seed", "3"]
+    )
     assert (path, overrides, rest) == ("a.py:x=1", {"optim.ema": "0.9", "seed": "3"}, ["--workdir", "w"])
 
 
@@ -46,28 +62,31 @@ def test_a_file_gets_its_argument_and_may_change_values_only(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [
-    ("optim.lerning_rate", "1", r"config.optim.lerning_rate: no such key \(nearest: learning_rate\)"),
-    ("optim.lr", "1", "nearest: learning_rate"),
-    ("learning_rate", "1", "there is optim.learning_rate"),
-    ("optm.name", "sgd", "nearest: optim"),
-    ("optim", "sgd", "a group"),
-    ("optim.name.x", "sgd", "is a value, not a group"),
-    ("optim.name", "adam", r"one of adamw, .*nearest: adamw"),
-    ("optim.learning_rate", "fast", "takes a number, at least 0"),
-    ("optim.learning_rate", "nan", "takes a number"),
-    ("optim.learning_rate", "-1", "at least 0"),
-    ("data.batch_size", "1.5", "a whole number"),
-    ("data.batch_size", "true", "a whole number"),
-    ("model.scan", "maybe", "true or false"),
-    ("train.steps", "3 fortnights", "90 epochs"),
-    ("train.steps", "10%", "cannot be a share"),
-    ("optim.warmup", "150%", "duration"),
-    ("optim.accumulate", "7", "must divide data.batch_size"),
-    ("train.distill", "soft", "train.teacher"),
-    ("data.std", "0,0,0", "positive"),
-    ("mesh.data", "0", "-1 or a number"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim.lerning_rate", "1", r"config.optim.lerning_rate: no such key \(nearest: learning_rate\)"),
+        ("optim.lr", "1", "nearest: learning_rate"),
+        ("learning_rate", "1", "there is optim.learning_rate"),
+        ("optm.name", "sgd", "nearest: optim"),
+        ("optim", "sgd", "a group"),
+        ("optim.name.x", "sgd", "is a value, not a group"),
+        ("optim.name", "adam", r"one of adamw, .*nearest: adamw"),
+        ("optim.learning_rate", "fast", "takes a number, at least 0"),
+        ("optim.learning_rate", "nan", "takes a number"),
+        ("optim.learning_rate", "-1", "at least 0"),
+        ("data.batch_size", "1.5", "a whole number"),
+        ("data.batch_size", "true", "a whole number"),
+        ("model.scan", "maybe", "true or false"),
+        ("train.steps", "3 fortnights", "90 epochs"),
+        ("train.steps", "10%", "cannot be a share"),
+        ("optim.warmup", "150%", "duration"),
+        ("optim.accumulate", "7", "must divide data.batch_size"),
+        ("train.distill", "soft", "train.teacher"),
+        ("data.std", "0,0,0", "positive"),
+        ("mesh.data", "0", "-1 or a number"),
+    ],
+)
 def test_bad_values_name_the_key_and_what_is_allowed(key, value, message):
     with pytest.raises(ValueError, match=message) as error:
         configs.load(QUICKSTART, {key: value})
@@ -97,7 +116,7 @@ def test_reads_are_recorded_and_undeclared_reads_fail():
     schema.READS.clear()
     _ = config.optim.learning_rate
     _ = configs.as_dict(config), configs.digest(config), configs.describe(config), configs.flat_values(config)
-    assert schema.READS == {"optim.learning_rate"}
+    assert {"optim.learning_rate"} == schema.READS
     with pytest.raises(AttributeError, match="nearest: learning_rate"):
         _ = config.optim.learning_rat
     with pytest.raises(AttributeError):
@@ -109,7 +128,12 @@ def test_saved_configurations_round_trip_and_differ_only_where_it_matters():
     config = configs.load(QUICKSTART, SMALL)
     saved = configs.as_dict(config)
     assert configs.digest(configs.from_dict(saved)) == configs.digest(config)
-    assert configs.differences(saved, configs.replace(config, log__every_steps=7, model__scan=False, checkpoint__keep_last=9)) == []
+    assert (
+        configs.differences(
+            saved, configs.replace(config, log__every_steps=7, model__scan=False, checkpoint__keep_last=9)
+        )
+        == []
+    )
     (line,) = configs.differences(saved, configs.replace(config, optim__learning_rate=0.5))
     assert line.startswith("optim.learning_rate: ")
     assert line.endswith("-> 0.5")

@@ -75,8 +75,10 @@ def test_digits_are_the_scikit_learn_images_divided_once_and_for_all(cache):
     assert train.info.image_shape == (8, 8, 1)
     assert train.info.splits == {"train": 1442, "test": 355}
     original = load_digits()
-    pixels = {(np.round(image * 255 / 16).astype(np.uint8).tobytes(), int(label)) for image, label in
-              zip(original.images, original.target, strict=True)}
+    pixels = {
+        (np.round(image * 255 / 16).astype(np.uint8).tobytes(), int(label))
+        for image, label in zip(original.images, original.target, strict=True)
+    }
     records = [source[index] for source in (train, test) for index in range(len(source))]
     assert {(record["image"].tobytes(), int(record["label"])) for record in records} == pixels
     counts = np.bincount([test[index]["label"] for index in range(len(test))])
@@ -175,7 +177,10 @@ def test_all_kinds_of_tfds_features(tmp_path):
     writer = tfds.core.SequentialWriter(
         tfds.core.DatasetInfo(
             builder=tfds.core.dataset_info.DatasetIdentity(
-                name="scenes", config_name="small", version=tfds.core.Version("1.2.0"), data_dir=str(folder),
+                name="scenes",
+                config_name="small",
+                version=tfds.core.Version("1.2.0"),
+                data_dir=str(folder),
                 module_name="scenes",
             ),
             features=features,

@@ -143,7 +143,10 @@ def test_evaluation_sees_every_example_once_in_equally_many_steps(source, proces
     counts, seen = set(), []
     for index in range(processes):
         batches = data.eval_batches(
-            source, transforms="resize(8)|normalize", batch_size=batch_size, process_index=index,
+            source,
+            transforms="resize(8)|normalize",
+            batch_size=batch_size,
+            process_index=index,
             process_count=processes,
         )
         got = list(batches)

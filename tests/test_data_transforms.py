@@ -182,8 +182,12 @@ def test_erase_covers_the_stated_share_with_unit_noise():
     values = np.concatenate([part.ravel() for part in noise])
     assert abs(values.mean()) < 0.01
     assert abs(values.std() - 1) < 0.01
-    rate = np.mean([np.ptp(run("normalize|erase(0.25)", np.full((64, 64, 3), 128, np.uint8), seed=s)["image"]) > 0
-                    for s in range(400)])
+    rate = np.mean(
+        [
+            np.ptp(run("normalize|erase(0.25)", np.full((64, 64, 3), 128, np.uint8), seed=s)["image"]) > 0
+            for s in range(400)
+        ]
+    )
     assert 0.18 < rate < 0.32
 
 

@@ -38,9 +38,7 @@ def start(tmp_path, body):
     script.write_text(SCRIPT.format(body=body))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    run = subprocess.Popen(
-        [sys.executable, str(script)], env=environment, text=True, **pipes
-    )
+    run = subprocess.Popen([sys.executable, str(script)], env=environment, text=True, **pipes)
     return run, [int(word) for word in run.stdout.readline().split()]
 
 

@@ -46,7 +46,10 @@ def workdir(tmp_path_factory):
     """A finished run of four steps with a moving average and checkpoints after steps 2 and 4."""
     folder = tmp_path_factory.mktemp("runs") / "a"
     config = tiny.config(
-        data__name=SYNTHETIC, optim__ema=0.5, optim__learning_rate=3e-3, checkpoint__every_steps="2",
+        data__name=SYNTHETIC,
+        optim__ema=0.5,
+        optim__learning_rate=3e-3,
+        checkpoint__every_steps="2",
         eval__every_steps="2",
     )
     loop.train(config, folder, terminal=tiny.quiet())

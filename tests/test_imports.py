@@ -7,7 +7,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A folder may import from folders with a larger number, and from itself.
-LEVEL = {"train": 0, "eval": 0, "training": 1, "tasks": 2, "data": 3, "configs": 3, "models": 4, "attn": 5, "kernels": 6}
+LEVEL = {
+    "train": 0,
+    "eval": 0,
+    "training": 1,
+    "tasks": 2,
+    "data": 3,
+    "configs": 3,
+    "models": 4,
+    "attn": 5,
+    "kernels": 6,
+}
 
 
 def imported(tree: ast.AST):
@@ -27,7 +37,12 @@ def violations(source: str, home: str, path: str):
 
 def files():
     for home in LEVEL:
-        yield from ((home, path) for path in ([ROOT / f"{home}.py"] if (ROOT / f"{home}.py").exists() else sorted((ROOT / home).rglob("*.py"))))
+        yield from (
+            (home, path)
+            for path in (
+                [ROOT / f"{home}.py"] if (ROOT / f"{home}.py").exists() else sorted((ROOT / home).rglob("*.py"))
+            )
+        )
 
 
 @pytest.mark.smoke
@@ -36,7 +51,10 @@ def test_imports_run_one_way():
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize(("home", "source"), [("attn", "from models import vit"), ("data", "import configs"), ("models", "def f():\n  import training.loop")])
+@pytest.mark.parametrize(
+    ("home", "source"),
+    [("attn", "from models import vit"), ("data", "import configs"), ("models", "def f():\n  import training.loop")],
+)
 def test_a_turned_arrow_is_found(home, source):
     assert list(violations(source, home, "planted.py"))
 

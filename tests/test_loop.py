@@ -29,7 +29,11 @@ def test_a_run_trains_resumes_and_says_that_it_is_complete(tmp_path, capsys):
     again = loop.train(config, tmp_path / "a")
     assert again == result
     assert "complete at step 30" in capsys.readouterr().out
-    ids = [i for row in (tmp_path / "a" / "examples.jsonl").read_text().splitlines() for i in __import__("json").loads(row)["index"]]
+    ids = [
+        i
+        for row in (tmp_path / "a" / "examples.jsonl").read_text().splitlines()
+        for i in __import__("json").loads(row)["index"]
+    ]
     assert sorted(ids[:64]) == list(range(64))  # an epoch sees every example once
 
 
@@ -72,7 +76,8 @@ def test_the_host_reads_results_at_log_steps_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop.Session, "run_steps", watched)
     loop.train(tiny.config(train__steps=12, log__every_steps=4), tmp_path, terminal=tiny.quiet())
-    # Three log steps; at the end one evaluation, one look at health before the save, and the parameters for the summary.
+    # Three log steps; at the end one evaluation, one look at health before the save, and the parameters for the
+    # summary.
     assert hostread.reads == 3 + 3
     # The save copies the state once; learning rates of log lines are computed on the host's own small arrays.
     state_leaves = len(jax.tree.leaves(checkpoint.restore_for_eval(tmp_path)["params"]))
@@ -88,7 +93,13 @@ class NaNAtExample(Classification):
 
 
 def nan_run(tmp_path, policy, steps=8):
-    config = tiny.config(train__nonfinite=policy, train__steps=steps, log__example_ids=True, log__every_steps=4, checkpoint__every_steps=4)
+    config = tiny.config(
+        train__nonfinite=policy,
+        train__steps=steps,
+        log__example_ids=True,
+        log__every_steps=4,
+        checkpoint__every_steps=4,
+    )
     from training.run import feeding
 
     task = NaNAtExample(config, feeding.open_source(config, config.data.name, "train").info)
@@ -96,7 +107,10 @@ def nan_run(tmp_path, policy, steps=8):
 
 
 def test_a_step_that_is_not_finite_stops_the_run_and_names_it(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step [1-4]: loss or gradient is not finite; gradients not finite in .*(patch_embed|blocks.0)"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step [1-4]: loss or gradient is not finite; gradients not finite in .*(patch_embed|blocks.0)",
+    ):
         nan_run(tmp_path, "stop")
     assert not list((tmp_path / "checkpoints").iterdir())  # nothing was saved after it
 
@@ -110,11 +124,17 @@ def test_a_step_that_is_not_finite_can_be_skipped(tmp_path):
 
 def test_accumulation_takes_the_step_of_the_whole_batch(tmp_path):
     for parts in (1, 4):
-        loop.train(tiny.config(optim__accumulate=parts, optim__name="sgd", optim__learning_rate=0.1), tmp_path / str(parts), terminal=tiny.quiet())
+        loop.train(
+            tiny.config(optim__accumulate=parts, optim__name="sgd", optim__learning_rate=0.1),
+            tmp_path / str(parts),
+            terminal=tiny.quiet(),
+        )
     whole, split = params_of(tmp_path / "1"), params_of(tmp_path / "4")
     for name in whole:
         np.testing.assert_allclose(split[name], whole[name], rtol=0, atol=2e-6, err_msg=name)
-    np.testing.assert_allclose([r["loss"] for r in tiny.rows(tmp_path / "1")], [r["loss"] for r in tiny.rows(tmp_path / "4")], rtol=1e-5)
+    np.testing.assert_allclose(
+        [r["loss"] for r in tiny.rows(tmp_path / "1")], [r["loss"] for r in tiny.rows(tmp_path / "4")], rtol=1e-5
+    )
 
 
 def test_the_moving_average_follows_the_parameters(tmp_path):
@@ -134,8 +154,20 @@ def test_the_moving_average_follows_the_parameters(tmp_path):
 
 def test_a_scanned_run_equals_its_unrolled_twin(tmp_path):
     for scan in (True, False):
-        loop.train(tiny.config(model__scan=scan, model__drop_path=0.3, model__dropout=0.1, optim__name="lamb", optim__layer_decay=0.7,
-                               optim__clip_norm=0.5, optim__ema=0.9, optim__freeze=("blocks.0.mlp.*",)), tmp_path / str(scan), terminal=tiny.quiet())
+        loop.train(
+            tiny.config(
+                model__scan=scan,
+                model__drop_path=0.3,
+                model__dropout=0.1,
+                optim__name="lamb",
+                optim__layer_decay=0.7,
+                optim__clip_norm=0.5,
+                optim__ema=0.9,
+                optim__freeze=("blocks.0.mlp.*",),
+            ),
+            tmp_path / str(scan),
+            terminal=tiny.quiet(),
+        )
     scanned, unrolled = params_of(tmp_path / "True"), params_of(tmp_path / "False")
     assert scanned.keys() == unrolled.keys()
     for name in scanned:
@@ -144,8 +176,13 @@ def test_a_scanned_run_equals_its_unrolled_twin(tmp_path):
 
 def test_init_from_adapts_the_classifier_and_positions(tmp_path, capsys):
     loop.train(tiny.config(), tmp_path / "a", terminal=tiny.quiet())
-    config = tiny.config(model__init_from=str(tmp_path / "a"), data__name="synthetic:classes=7,examples=32,size=24", data__image_size=24,
-                         optim__learning_rate=0.0, train__steps=1)
+    config = tiny.config(
+        model__init_from=str(tmp_path / "a"),
+        data__name="synthetic:classes=7,examples=32,size=24",
+        data__image_size=24,
+        optim__learning_rate=0.0,
+        train__steps=1,
+    )
     loop.train(config, tmp_path / "b", terminal=tiny.quiet())
     said = capsys.readouterr().err
     assert "head starts anew: 4 classes there, 7 here" in said
@@ -154,8 +191,13 @@ def test_init_from_adapts_the_classifier_and_positions(tmp_path, capsys):
     np.testing.assert_array_equal(before["blocks.1.attn.qkv.kernel"], after["blocks.1.attn.qkv.kernel"])
     assert after["head.kernel"].shape == (16, 7)
     with pytest.raises(ValueError, match=r"init_from=.*do not fit the model"):
-        loop.train(tiny.config(model__init_from=str(tmp_path / "a"), model__options=dict(patch_size=8, depth=2, width=32, heads=2)), tmp_path / "c",
-                   terminal=tiny.quiet())
+        loop.train(
+            tiny.config(
+                model__init_from=str(tmp_path / "a"), model__options=dict(patch_size=8, depth=2, width=32, heads=2)
+            ),
+            tmp_path / "c",
+            terminal=tiny.quiet(),
+        )
     assert not (tmp_path / "c" / "checkpoints" / "1").exists()
 
 
@@ -164,3 +206,35 @@ def test_profile_and_several_evaluation_sets(tmp_path):
     result = loop.train(config, tmp_path, terminal=tiny.quiet(), profile=True)
     assert set(result["metrics"]) == {"test", "seen"}
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_tasks_of_another_kind_go_through_the_same_loop(tmp_path):
+    """Image to image with two optimizers, and image plus text tokens: no line of `training/` knows of them."""
+    import tiny_tasks
+
+    for name, make, source in (
+        ("restoration", tiny_tasks.Restoration, tiny_tasks.restoration_source()),
+        ("question", tiny_tasks.ImageText, tiny_tasks.image_text_source()),
+    ):
+        config = tiny.config(
+            data__batch_size=8,
+            data__image_size=8,
+            data__train_transforms="",
+            data__eval_transforms="",
+            train__steps=80,
+            optim__learning_rate=0.03,
+            log__every_steps=10,
+            optim__weight_decay=0.0,
+        )
+        result = loop.train(
+            config,
+            tmp_path / name,
+            task=make(config, source.info),
+            sources={"train": source, "test": source},
+            terminal=tiny.quiet(),
+        )
+        losses = [row["loss"] for row in tiny.rows(tmp_path / name)]
+        assert losses[-1] < 0.7 * losses[0], name
+        assert make.best_metric[0] in result["metrics"]["test"]
+    gain = params_of(tmp_path / "restoration")["gain"]
+    np.testing.assert_array_equal(gain, np.ones(3))  # its optimizer has learning rate 0

@@ -41,6 +41,7 @@ def test_a_pattern_names_a_parameter_or_a_module(pattern, name, matched):
         ("token_mixing.kernel", (4, 8), "kernels matrices all"),
         ("text.embedding", (100, 8), "matrices all"),
         ("blocks.[0::1].norm1.scale", (12, 8), "all"),
+        ("blocks.[0::1].attn.slopes", (12, 8), "all"),
         ("blocks.[0::1].attn.bias", (12, 3, 8), "all"),
         ("pos_embed", (1, 16, 8), "all"),
         ("pos_embed.embedding", (16, 8), "all"),
@@ -55,7 +56,7 @@ def test_decayed_parameters(name, shape, decayed_in):
     assert found == decayed_in.split()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(mask=st.lists(st.booleans(), min_size=1, max_size=9), start=st.integers(0, 2), step=st.integers(1, 3))
 def test_pieces_are_the_owned_layers_and_no_others(mask, start, step):
     name = f"blocks.[{start}::{step}].w"

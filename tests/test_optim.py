@@ -40,9 +40,19 @@ def quick_compilation():
 
 def settings(**changes):
     values = {
-        "name": "adamw", "learning_rate": 0.1, "weight_decay": 0.3, "weight_decay_on": "matrices",
-        "b1": None, "b2": None, "eps": None, "momentum": None, "nesterov": None, "mu_dtype": "float32",
-        "layer_decay": 1.0, "freeze": (), "clip_norm": 0.0,
+        "name": "adamw",
+        "learning_rate": 0.1,
+        "weight_decay": 0.3,
+        "weight_decay_on": "matrices",
+        "b1": None,
+        "b2": None,
+        "eps": None,
+        "momentum": None,
+        "nesterov": None,
+        "mu_dtype": "float32",
+        "layer_decay": 1.0,
+        "freeze": (),
+        "clip_norm": 0.0,
     }
     assert changes.keys() <= values.keys()
     return SimpleNamespace(**values | changes)
@@ -137,7 +147,11 @@ def test_muon_is_optax_muon(nesterov):
 
         def muon(self):
             inner = optax.contrib.muon(
-                0.1, beta=0.95, nesterov=nesterov, weight_decay=0.3, consistent_rms=0.2,
+                0.1,
+                beta=0.95,
+                nesterov=nesterov,
+                weight_decay=0.3,
+                consistent_rms=0.2,
                 muon_weight_dimension_numbers=self.axes,
             )
 
@@ -219,8 +233,14 @@ def test_lamb_is_the_paper_layer_by_layer(like):
 FREEZES = ((), ("blocks.[01]",), (r".*\.bias", "blocks.1", "pos_embed"), (r"blocks\.(0|3)\.qkv", "head"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("weight_decay_on", ["kernels", "matrices", "all"])
+@pytest.mark.parametrize(
+    ("name", "weight_decay_on"),
+    [
+        # Muon's products of small matrices, one by one, take the longest.
+        pytest.param(name, which, marks=[pytest.mark.slow] * (name == "muon" and which != "matrices"))
+        for name, which in itertools.product(NAMES, ("kernels", "matrices", "all"))
+    ],
+)
 def test_stacked_takes_the_same_step(name, weight_decay_on):
     for layer_decay, freeze, clip_norm in itertools.product((1.0, 0.7), FREEZES, (0.0, 2.0)):
         cfg = settings(
@@ -353,9 +373,7 @@ def test_first_moment_may_be_bfloat16(name):
 def test_bad_groups_are_found_by_block():
     params = stack(normal(0), like=STACKED)
     optimizer = optim.build(settings(freeze=("pos_embed",)), params, constant())
-    assert optimizer.group_names == (
-        "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head", "pos_embed"
-    )
+    assert optimizer.group_names == ("blocks.0", "blocks.1", "blocks.2", "blocks.3", "head", "pos_embed")
     assert optim.build(settings(), normal(0), constant()).group_names == optimizer.group_names
     grads = dict(params)
     name = "blocks.[1::2].qkv.bias"
@@ -399,6 +417,12 @@ def test_errors_are_one_line(changes, words):
 def test_errors_in_the_optimizers_of_a_task(groups, words):
     with pytest.raises(ValueError, match=words):
         optim.build(settings(), normal(0), constant(), groups=groups)
+
+
+def test_a_rate_of_zero_has_no_multiples():
+    groups = {"critic": ("head", {"learning_rate": 1.0})}
+    with pytest.raises(ValueError, match="learning_rate: 0, so the rate of optimizer 'critic'"):
+        optim.build(settings(learning_rate=0.0), normal(0), constant(), groups=groups)
 
 
 def test_settings_are_all_read_from_the_config():

@@ -84,8 +84,13 @@ def test_the_report_is_self_contained(classes, pictures):
     drawn = charts.classification_charts(found, Images(1 if classes == 3 else 3), info(classes, names=classes == 3))
     curves = report.training_curves(HISTORY, "top1")
     text = report.render(
-        "a <model>", {"step": "20"}, {"test": {"top1": found["top1"], "ece": None}}, {"test": drawn}, curves,
-        {"optim.learning_rate": 1.0, "seed": 0}, {"optim.learning_rate": 0.001, "seed": 0},
+        "a <model>",
+        {"step": "20"},
+        {"test": {"top1": found["top1"], "ece": None}},
+        {"test": drawn},
+        curves,
+        {"optim.learning_rate": 1.0, "seed": 0},
+        {"optim.learning_rate": 0.001, "seed": 0},
     )
     page = Page(text)
     assert not page.links

@@ -31,15 +31,31 @@ class Command:
 
     def __init__(self, cache: Path):
         self.arguments = [
-            sys.executable, "train.py", "--config=configs/quickstart.py", f"--config.log.cache_directory={cache}",
-            f"--config.train.steps={STEPS}", f"--config.checkpoint.every_steps={EVERY}", "--config.eval.every_steps=0",
-            "--config.log.every_steps=8", "--config.log.tensorboard=False", "--config.log.example_ids=True",
-            "--config.data.batch_size=16", "--config.data.eval_split=test[:32]", "--config.model.options.depth=2",
-            "--config.model.options.width=32", "--config.model.options.mlp_width=64"]
+            sys.executable,
+            "train.py",
+            "--config=configs/quickstart.py",
+            f"--config.log.cache_directory={cache}",
+            f"--config.train.steps={STEPS}",
+            f"--config.checkpoint.every_steps={EVERY}",
+            "--config.eval.every_steps=0",
+            "--config.log.every_steps=8",
+            "--config.log.tensorboard=False",
+            "--config.log.example_ids=True",
+            "--config.data.batch_size=16",
+            "--config.data.eval_split=test[:32]",
+            "--config.model.options.depth=2",
+            "--config.model.options.width=32",
+            "--config.model.options.mlp_width=64",
+        ]
 
     def start(self, workdir: Path, *more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*self.arguments, f"--workdir={workdir}", *more], cwd=ROOT, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [*self.arguments, f"--workdir={workdir}", *more],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, workdir: Path, *more: str, code: int = 0) -> tuple[str, str]:
         """Output and error output of a run that ends by itself."""

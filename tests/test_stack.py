@@ -23,7 +23,7 @@ class Norms(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(WIDTH))
         self.calls = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
-    def __call__(self, x, grid, *, drop_path=0.0, context=None, mask=None, hook=None, layer=None, train=False, key=None):
+    def __call__(self, x, grid, *, drop_path=0.0, context=None, mask=None, hook=None, layer=0, train=False, key=None):
         y = jnp.tanh(x @ self.kernel[...])
         if train:
             mean = y.mean((0, 1))
@@ -43,7 +43,7 @@ class Gate(nnx.Module):
         self.scale = nnx.Param(1 + 0.1 * jax.random.normal(rngs.params(), (WIDTH,)))
         self.shift = nnx.Param(0.1 * jax.random.normal(rngs.params(), (WIDTH,)))
 
-    def __call__(self, x, grid, *, drop_path=0.0, context=None, mask=None, hook=None, layer=None, train=False, key=None):
+    def __call__(self, x, grid, *, drop_path=0.0, context=None, mask=None, hook=None, layer=0, train=False, key=None):
         y = jax.nn.sigmoid(x * self.scale[...] + self.shift[...]) * (1 + layer)
         y = y if hook is None else hook("heads", y, layer)
         return x + _drop(y, drop_path, train, key)
@@ -134,7 +134,7 @@ def test_intermediates_of_chosen_layers_only(twins, x):
     close(results[0], results[1])
     sites = [name for name in results[0] if "." in name]
     assert {name.split(".")[0] for name in results[0]} == {"1", "3"}
-    if getattr(twins[0], "group") == 1:
+    if twins[0].group == 1:
         assert sites == ["1.probs", "1.probs.1", "3.probs", "3.probs.1"]
     y, _ = twins[0](x, GRID)
     np.testing.assert_allclose(results[0]["3"], y, rtol=1e-6)

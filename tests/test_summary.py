@@ -43,19 +43,21 @@ def test_twins_cost_the_same(remat, block):
     assert scanned.total == unrolled.total
     assert scanned.rows.keys() == unrolled.rows.keys()
     for name, row in scanned.rows.items():
-        assert (row.parameters, row.multiply_adds) == (unrolled.rows[name].parameters, unrolled.rows[name].multiply_adds)
+        assert row.parameters == unrolled.rows[name].parameters
+        assert row.multiply_adds == unrolled.rows[name].multiply_adds
     if remat == "none":
         assert scanned.rows == unrolled.rows
 
 
 def test_activation_bytes_know_rematerialization_and_dtype():
     sizes = [
-        summarize(abstract("vit_ti16", **options), (2, 64, 64, 3)).rows["blocks.5"].activation_bytes
+        summarize(abstract("vit_ti16", **options), (256, 64, 64, 3)).rows["blocks.5"].activation_bytes
         for options in ({}, {"dtype": jnp.bfloat16}, {"remat": "attention"}, {"remat": "full"})
     ]
     full, half, attention, inputs = sizes
-    assert inputs == 2 * 17 * 192 * 4
-    assert inputs < attention < half < full
+    assert inputs == 256 * 17 * 192 * 4
+    assert attention == 9 * inputs  # input, q k v, heads, 4 x hidden
+    assert attention < half < full
 
 
 def test_table_folds_equal_layers():
@@ -76,8 +78,9 @@ class Small(nnx.Module):
 
     def __call__(self, images):
         with jax.named_scope("kernel"):
+            layout = ("NHWC", "HWIO", "NHWC")
             x = jax.lax.conv_general_dilated(
-                images, self.kernel[...], (2, 2), "SAME", feature_group_count=2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+                images, self.kernel[...], (2, 2), "SAME", feature_group_count=2, dimension_numbers=layout
             )
         for index, stage in enumerate(self.stages):
             with jax.named_scope(f"stages.{index}"):

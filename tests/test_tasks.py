@@ -1,6 +1,5 @@
 """Tasks: registry, losses of classification, mixing, distillation, and tasks of other kinds in the same loop."""
 
-
 import functools
 import re
 from pathlib import Path
@@ -108,7 +107,9 @@ class TwoHeads:
 
 def test_distillation_weighs_both_heads_and_leaves_the_teacher_out_of_evaluation():
     distilling = task(
-        train__distill="hard", train__teacher="runs/teacher", train__distill_weight=0.25,
+        train__distill="hard",
+        train__teacher="runs/teacher",
+        train__distill_weight=0.25,
     )
     loaded = []
     teacher = TwoHeads(1.0)
@@ -172,6 +173,7 @@ def test_mixing_happens_with_its_probability_and_takes_cutmix_by_the_coin():
 
     def is_cutmix(images):
         return set(np.unique(images[1])) <= {1.0, 4.0}
+
     kinds = [is_cutmix(images) for images, _ in mixed(mixup=1.0, cutmix=1.0, switch=0.5)]
     assert any(kinds)
     assert not all(kinds)
@@ -193,8 +195,14 @@ def test_a_task_that_does_not_generate_says_so():
 
 def other(**overrides):
     return tiny.config(
-        data__image_size=8, data__train_transforms="value_range(0, 1)", data__eval_transforms="value_range(0, 1)",
-        train__steps=60, optim__learning_rate=3e-2, optim__weight_decay=0.0, log__every_steps=20, data__batch_size=8,
+        data__image_size=8,
+        data__train_transforms="value_range(0, 1)",
+        data__eval_transforms="value_range(0, 1)",
+        train__steps=60,
+        optim__learning_rate=3e-2,
+        optim__weight_decay=0.0,
+        log__every_steps=20,
+        data__batch_size=8,
         **overrides,
     )
 
@@ -203,7 +211,10 @@ def test_image_to_image_trains_in_the_same_loop(tmp_path):
     source = tiny_tasks.restoration_source()
     config = other(eval__every_steps="30")
     result = loop.train(
-        config, tmp_path, task=tiny_tasks.Restoration(config, source.info), sources={"train": source, "test": source},
+        config,
+        tmp_path,
+        task=tiny_tasks.Restoration(config, source.info),
+        sources={"train": source, "test": source},
         terminal=tiny.quiet(),
     )
     first, last = tiny.rows(tmp_path, "eval/test")
@@ -217,7 +228,10 @@ def test_image_and_text_train_in_the_same_loop(tmp_path):
     source = tiny_tasks.image_text_source()
     config = other()
     result = loop.train(
-        config, tmp_path, task=tiny_tasks.ImageText(config, source.info), sources={"train": source, "test": source},
+        config,
+        tmp_path,
+        task=tiny_tasks.ImageText(config, source.info),
+        sources={"train": source, "test": source},
         terminal=tiny.quiet(),
     )
     assert result["metrics"]["test"]["accuracy"] == 1.0

@@ -1,7 +1,7 @@
 """The ViT family against numbers from timm, through weight conversion.
 
-The files in `tests/golden` are committed. `$GOLDEN_DIR` (default `../shared/golden/shared` beside the repository) may hold
-more in the same format; every model is built from its file's own `config`.
+The files in `tests/golden` are committed. `$GOLDEN_DIR` (default: `shared/golden/shared` next to the repository) may
+hold more in the same format; every model is built from its file's own `config`.
 """
 
 import json

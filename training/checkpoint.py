@@ -50,8 +50,15 @@ class Checkpointer:
       OSError: the directory cannot be created or read.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep_last: int = 2, keep_best: int = 1,
-                 best_metric: str = "", best_mode: Literal["max", "min"] = "max") -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        best_metric: str = "",
+        best_mode: Literal["max", "min"] = "max",
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"checkpoint.keep_last={keep_last}: must be at least 1")
         if keep_best < 0:
@@ -107,9 +114,14 @@ class Checkpointer:
           TypeError: the metadata cannot be written as JSON.
         """
         self.wait()
-        about = {"step": step, "metadata": json.loads(json.dumps(dict(metadata))), "saved_at": time.time(),
-                 "versions": versions(), "keys": layout.key_implementations(state),
-                 "metric": None if metric is None else {"name": self.best_metric, "value": float(metric)}}
+        about = {
+            "step": step,
+            "metadata": json.loads(json.dumps(dict(metadata))),
+            "saved_at": time.time(),
+            "versions": versions(),
+            "keys": layout.key_implementations(state),
+            "metric": None if metric is None else {"name": self.best_metric, "value": float(metric)},
+        }
         if step in self.steps():
             return
         if metric is not None:
@@ -154,8 +166,9 @@ class Checkpointer:
             if self._orbax is not None:
                 self._orbax.close()
 
-    def restore(self, template: PyTree, step: int | None = None, shardings: PyTree[Sharding] | None = None
-                ) -> tuple[PyTree, dict[str, Any]]:
+    def restore(
+        self, template: PyTree, step: int | None = None, shardings: PyTree[Sharding] | None = None
+    ) -> tuple[PyTree, dict[str, Any]]:
         """Restores a state bit for bit.
 
         Args:
@@ -188,7 +201,7 @@ class Checkpointer:
         path, about, arrays = _first_readable(candidates, check=fits)
         if self._multiprocess:
             multihost_utils.assert_equal(np.int32(about["step"]), "processes restored different checkpoints")
-        self._broken.update(int(newer.name) for newer in candidates[:candidates.index(path)])
+        self._broken.update(int(newer.name) for newer in candidates[: candidates.index(path)])
         return layout.fill(template, arrays, shardings), _metadata(about)
 
     def _write(self, path: Path, host_state: PyTree, about: Mapping[str, Any]) -> None:
@@ -213,8 +226,8 @@ class Checkpointer:
         steps = self.steps()
         scored = [step for step in steps if not math.isnan(self._scores.get(step, math.nan))]
         sign = 1 if self.best_mode == "max" else -1
-        best = sorted(scored, key=lambda step: (sign * self._scores[step], step), reverse=True)[:self.keep_best]
-        for step in steps[:-self.keep_last]:
+        best = sorted(scored, key=lambda step: (sign * self._scores[step], step), reverse=True)[: self.keep_best]
+        for step in steps[: -self.keep_last]:
             if step not in best and jax.process_index() == 0:
                 files.remove(self.directory / str(step))
         if self._multiprocess:
@@ -264,9 +277,15 @@ def restore_for_eval(path: str | os.PathLike[str], step: int | None = None) -> d
 
     averaged = any(name.startswith("ema/") for name in arrays)
     metadata = _metadata(about)
-    return {"params": part("params/"), "model_state": part("model_state/"),
-            "ema": {"params": part("ema/params/"), "model_state": part("ema/model_state/")} if averaged else None,
-            "config": metadata.get("config", {}), "step": about["step"], "metadata": metadata, "path": found}
+    return {
+        "params": part("params/"),
+        "model_state": part("model_state/"),
+        "ema": {"params": part("ema/params/"), "model_state": part("ema/model_state/")} if averaged else None,
+        "config": metadata.get("config", {}),
+        "step": about["step"],
+        "metadata": metadata,
+        "path": found,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -306,9 +325,11 @@ def _candidates(path: str | os.PathLike[str], step: int | None) -> list[Path]:
     return [directory / str(step)]
 
 
-def _first_readable(candidates: Sequence[Path], parts: Sequence[str] | None = None,
-                    check: Callable[[Path, Mapping[str, Any]], None] = lambda path, about: None
-                    ) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]]:
+def _first_readable(
+    candidates: Sequence[Path],
+    parts: Sequence[str] | None = None,
+    check: Callable[[Path, Mapping[str, Any]], None] = lambda path, about: None,
+) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]]:
     """The first checkpoint that can be read, its description and arrays; those before it are named on stderr."""
     for i, path in enumerate(candidates):
         try:
@@ -319,8 +340,11 @@ def _first_readable(candidates: Sequence[Path], parts: Sequence[str] | None = No
             if i + 1 == len(candidates):
                 others = f", nor the {i} newer" if i else ""
                 raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({error}){others}") from error
-            print(f"checkpoint {path} cannot be read ({error}); using {candidates[i + 1].name} instead",
-                  file=sys.stderr, flush=True)
+            print(
+                f"checkpoint {path} cannot be read ({error}); using {candidates[i + 1].name} instead",
+                file=sys.stderr,
+                flush=True,
+            )
     raise AssertionError("no candidates")
 
 

@@ -1,7 +1,7 @@
 """One checkpoint on disk: written by Orbax under a temporary name and renamed when complete, read back and verified.
 
-    <step>/arrays   Orbax's PyTree of arrays, nested at the `/` of their names
-    <step>/about    JSON: metadata, and for each array its shape, type and checksum
+<step>/arrays   Orbax's PyTree of arrays, nested at the `/` of their names
+<step>/about    JSON: metadata, and for each array its shape, type and checksum
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
         checkpointer.save(path, args=_save_args(arrays, about, table))
 
 
-def start_write(checkpointer: ocp.AsyncCheckpointer, path: Path, arrays: Mapping[str, jax.Array],
-                about: Mapping[str, Any]) -> None:
+def start_write(
+    checkpointer: ocp.AsyncCheckpointer, path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, Any]
+) -> None:
     """Starts a write in which every process takes part with the shards it holds; `checkpointer` waits for its end.
 
     No process has whole arrays, so that there are no checksums.
@@ -135,8 +136,9 @@ def remove_leftovers(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _save_args(arrays: Mapping[str, Any], about: Mapping[str, Any], table: Mapping[str, ArrayInfo]
-               ) -> ocp.args.Composite:
+def _save_args(
+    arrays: Mapping[str, Any], about: Mapping[str, Any], table: Mapping[str, ArrayInfo]
+) -> ocp.args.Composite:
     _quiet()
     content = {**about, "format": FORMAT, "arrays": {name: list(info) for name, info in table.items()}}
     # Orbax refuses arrays without elements; their shape and type are all there is to keep.

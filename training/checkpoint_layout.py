@@ -79,8 +79,11 @@ def expected(template: PyTree) -> dict[str, ArrayInfo]:
 
 def key_implementations(state: PyTree) -> dict[str, str]:
     """The generator of every typed random key, by name."""
-    return {"/".join(_entries(path)): str(_key_implementation(leaf))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state) if is_key(leaf)}
+    return {
+        "/".join(_entries(path)): str(_key_implementation(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if is_key(leaf)
+    }
 
 
 def fill(template: PyTree, arrays: Mapping[str, np.ndarray], shardings: PyTree[Sharding] | None = None) -> PyTree:
@@ -100,8 +103,10 @@ def fill(template: PyTree, arrays: Mapping[str, np.ndarray], shardings: PyTree[S
         places = [_place_of(leaf) for _, leaf in leaves]
     else:
         places = jax.tree.leaves(jax.tree.broadcast(shardings, template))
-    filled = [_put(_rolled_leaf(_entries(path), leaf, arrays), leaf, place)
-              for (path, leaf), place in zip(leaves, places, strict=True)]
+    filled = [
+        _put(_rolled_leaf(_entries(path), leaf, arrays), leaf, place)
+        for (path, leaf), place in zip(leaves, places, strict=True)
+    ]
     return jax.tree.unflatten(treedef, filled)
 
 
@@ -109,8 +114,11 @@ def difference(saved: Mapping[str, ArrayInfo], wanted: Mapping[str, ArrayInfo]) 
     """What keeps a checkpoint from filling a template, in one line; empty if nothing does."""
     missing = [name for name in wanted if name not in saved]
     unexpected = [name for name in saved if name not in wanted]
-    other = [f"{name} ({saved[name]} saved, {info} wanted)" for name, info in wanted.items()
-             if name in saved and saved[name][:2] != info[:2]]
+    other = [
+        f"{name} ({saved[name]} saved, {info} wanted)"
+        for name, info in wanted.items()
+        if name in saved and saved[name][:2] != info[:2]
+    ]
     parts = [(missing, "missing"), (unexpected, "unexpected"), (other, "of another shape or type")]
     return "; ".join(f"{len(names)} {what}: {_some(names)}" for names, what in parts if names)
 
@@ -125,7 +133,7 @@ def dtype_of(name: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def params_sha256(params: Mapping[str, Array]) -> str:
+def params_sha256(params: Mapping[str, Array | np.ndarray]) -> str:
     """Hash of parameters by unrolled name, type, shape and bytes; the same for scanned and unrolled blocks.
 
     Args:
@@ -153,7 +161,7 @@ def _unrolled_leaf(entries: list[str], array: Any) -> Iterator[tuple[str, Any]]:
     for position, entry in enumerate(entries):
         if "[" in entry:
             for name, layer in models.unstack({entry: array}).items():
-                yield "/".join([*entries[:position], name, *entries[position + 1:]]), layer
+                yield "/".join([*entries[:position], name, *entries[position + 1 :]]), layer
             return
     yield "/".join(entries), array
 
@@ -162,8 +170,10 @@ def _rolled_leaf(entries: list[str], template: Any, arrays: Mapping[str, np.ndar
     """The reverse of `_unrolled_leaf`; the template's leading axis says how many layers there are."""
     for position, entry in enumerate(entries):
         if "[" in entry:
-            layers: dict[str, Any] = {name: arrays["/".join([*entries[:position], name, *entries[position + 1:]])]
-                                      for name in models.unstack({entry: _stand_in(template)})}
+            layers: dict[str, Any] = {
+                name: arrays["/".join([*entries[:position], name, *entries[position + 1 :]])]
+                for name in models.unstack({entry: _stand_in(template)})
+            }
             return np.asarray(models.stack(layers, like=[entry])[entry])
     return arrays["/".join(entries)]
 

@@ -21,7 +21,12 @@ class Parser(argparse.ArgumentParser):
     """A command line whose errors are one line like every other, with the nearest flag."""
 
     def __init__(self, program: str, description: str):
-        super().__init__(prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            prog=program,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
         """As argparse, but an unknown flag is a ValueError that names the nearest."""
@@ -29,7 +34,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            raise ValueError(f"{unknown[0]}: no such flag{f' (nearest: {close[0]})' if close else f'; there are: {chr(32).join(flags)}'}")
+            raise ValueError(
+                f"{unknown[0]}: no such "
+                f"flag{f' (nearest: {close[0]})' if close else f'; there are: {chr(32).join(flags)}'}"
+            )
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -65,7 +73,8 @@ def guarded(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Runs `main`; an error becomes one line on stderr, with the traceback only under `--debug`.
 
     Returns:
-      What `main` returns; 2 for bad input, 1 for a fault of this code, 75 after SIGTERM with the state saved, 130 after Ctrl-C.
+      What `main` returns; 2 for bad input, 1 for a fault of this code, 75 after SIGTERM with the state saved, 130
+      after Ctrl-C.
     """
     from training.preemption import Preempted
 

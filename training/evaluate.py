@@ -57,10 +57,7 @@ def open_sets(config: Config, sources: Mapping[str, data.Source] | None = None) 
     """
     if sources is not None:
         return {label: source for label, source in sources.items() if label != "train"}
-    return {
-        label: feeding.open_source(config, name, split)
-        for label, (name, split) in set_names(config).items()
-    }
+    return {label: feeding.open_source(config, name, split) for label, (name, split) in set_names(config).items()}
 
 
 def flat_results(values: Mapping[str, Any]) -> Results:

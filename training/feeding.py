@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,26 +26,67 @@ def transforms(text: str, image_size: int) -> str:
 
 def _common(config: Config) -> dict[str, Any]:
     settings = config.data
-    return dict(mean=settings.mean, std=settings.std, process_index=jax.process_index(), process_count=jax.process_count(),
-                workers=settings.workers, threads=settings.threads, prefetch=settings.prefetch, on_error=settings.on_error)
+    return dict(
+        mean=settings.mean,
+        std=settings.std,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=settings.workers,
+        threads=settings.threads,
+        prefetch=settings.prefetch,
+        on_error=settings.on_error,
+    )
 
 
 def train_stream(config: Config, source: data.Source, position: int) -> data.TrainStream:
     """Training batches from a global position on."""
     settings = config.data
-    return data.train_stream(source, transforms=transforms(settings.train_transforms, settings.image_size), batch_size=settings.batch_size,
-                             seed=config.seed, position=position, repeats=settings.repeats, **_common(config))
+    return data.train_stream(
+        source,
+        transforms=transforms(settings.train_transforms, settings.image_size),
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        position=position,
+        repeats=settings.repeats,
+        **_common(config),
+    )
 
 
 def eval_batches(config: Config, source: data.Source) -> data.EvalBatches:
     """Every example of a set once, in order, the last batch padded."""
     settings = config.data
-    return data.eval_batches(source, transforms=transforms(settings.eval_transforms, settings.image_size),
-                             batch_size=config.eval.batch_size or settings.batch_size, **_common(config))
+    return data.eval_batches(
+        source,
+        transforms=transforms(settings.eval_transforms, settings.image_size),
+        batch_size=config.eval.batch_size or settings.batch_size,
+        **_common(config),
+    )
 
 
-def fields(batch: Mapping[str, np.ndarray], spec: Mapping[str, jax.ShapeDtypeStruct], source: data.Source, transforms_key: str,
-           complete: bool = True) -> dict[str, np.ndarray]:
+def check(config: Config, source: data.Source, spec: Mapping[str, jax.ShapeDtypeStruct], training: bool) -> None:
+    """Sends one example through the transforms, so that what cannot work is said before anything is compiled or
+    written.
+
+    Raises:
+      ValueError: the transforms cannot be read, or end in something that the task cannot take.
+    """
+    key = "train_transforms" if training else "eval_transforms"
+    settings = config.data
+    text = transforms(settings.train_transforms if training else settings.eval_transforms, settings.image_size)
+    pipeline = data.parse_transforms(text, settings.mean, settings.std)
+    with contextlib.suppress(data.ExampleError):  # one that cannot be read is the stream's to report or replace
+        record = pipeline(source[0], source.info.fields, np.random.default_rng(0))
+        batch = {name: np.asarray(value)[None] for name, value in record.items()}
+        fields({**batch, "valid": np.ones(1, np.float32)}, spec, source, key)
+
+
+def fields(
+    batch: Mapping[str, np.ndarray],
+    spec: Mapping[str, jax.ShapeDtypeStruct],
+    source: data.Source,
+    transforms_key: str,
+    complete: bool = True,
+) -> dict[str, np.ndarray]:
     """The fields that a task takes, checked before the compiler sees them.
 
     Args:
@@ -57,11 +99,16 @@ def fields(batch: Mapping[str, np.ndarray], spec: Mapping[str, jax.ShapeDtypeStr
     """
     missing = [name for name in spec if name not in batch]
     if missing and complete:
-        raise ValueError(f"{source.info.name!r} has no field {missing[0]!r}, which the task needs; it has {', '.join(sorted(batch))}")
+        raise ValueError(
+            f"{source.info.name!r} has no field {missing[0]!r}, which the task needs; it has {', '.join(sorted(batch))}"
+        )
     present = {name: batch[name] for name in spec if name in batch}
     for name, value in present.items():
         shape, wanted = tuple(value.shape[1:]), tuple(spec[name].shape[1:])
         if shape != wanted:
-            raise ValueError(f"field {name!r} of {source.info.name!r} has shape {shape} after config.data.{transforms_key}, the task takes {wanted} "
-                             "(config.data.image_size and the transforms have to agree)")
+            raise ValueError(
+                f"field {name!r} of {source.info.name!r} has shape {shape} after config.data.{transforms_key}, the "
+                f"task takes {wanted} "
+                "(config.data.image_size and the transforms have to agree)"
+            )
     return present

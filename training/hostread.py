@@ -1,6 +1,7 @@
 """The only place where the host reads results of a compiled step.
 
-A read waits for the device, so the loop reads at log steps only; `reads` counts, and a test compares the count with the log steps.
+A read waits for the device, so the loop reads at log steps only; `reads` counts, and a test compares the count with
+the log steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Weights that a run starts from or that a frozen partner has: read from a workdir or a checkpoint and fitted to a model."""
+"""Weights that a run starts from or that a frozen partner has: read from a workdir or a checkpoint and fitted to a
+model.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ def weights(saved: Mapping[str, Any], use_ema: bool = True) -> tuple[dict[str, n
 
 def saved_info(saved: Mapping[str, Any]) -> data.Info:
     """What the data source of a saved run said about itself."""
-    values = saved["metadata"]["info"]
-    return data.Info(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = saved["metadata"]["info"]
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return data.Info(**fields)
 
 
 def load_model(path: str, use_ema: bool = True) -> nnx.Module:
@@ -63,12 +66,13 @@ def fit(loaded: Mapping[str, np.ndarray], template: Mapping[str, Any], path: str
     return layout.fill(dict(template), loaded)
 
 
-def start_from(path: str, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array], model: nnx.Module
-               ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+def start_from(
+    path: str, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array], model: nnx.Module
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Starts a fresh model from saved weights (averaged ones where there are any).
 
-    What the model can adapt (a classifier for another number of classes, positions of another image size) is adapted and said on
-    stderr; everything else has to fit.
+    What the model can adapt (a classifier for another number of classes, positions of another image size) is adapted
+    and said on stderr; everything else has to fit.
 
     Args:
       path: workdir or checkpoint.
@@ -80,8 +84,14 @@ def start_from(path: str, params: Mapping[str, jax.Array], model_state: Mapping[
     """
     loaded, loaded_state = weights(checkpoint.restore_for_eval(path))
     fresh = models.unstack({name: np.asarray(value) for name, value in params.items()})
-    loaded, notes = models.adapt(model, loaded, fresh)
-    fitted = fit(loaded, params, f"config.model.init_from={path}"), fit(loaded_state, model_state, f"config.model.init_from={path}")
+    try:
+        loaded, notes = models.adapt(model, loaded, fresh)
+    except ValueError as error:
+        raise ValueError(f"config.model.init_from={path}: {error}") from error
+    fitted = (
+        fit(loaded, params, f"config.model.init_from={path}"),
+        fit(loaded_state, model_state, f"config.model.init_from={path}"),
+    )
     for note in notes:
         print(f"init_from {path}: {note}", file=sys.stderr)
     return fitted

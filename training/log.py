@@ -41,8 +41,12 @@ class Terminal:
             return
         parts = [f"step {step}/{total}", f"loss {row['loss']:.4f}"]
         parts += [f"{name} {row[name]:.3f}" for name in ("top1", "accuracy", "psnr") if name in row]
-        parts += [f"lr {row['learning_rate']:.2e}", f"{row['images_per_second']:.0f} images/s", f"ETA {format_time(row['eta_seconds'])}",
-                  f"data wait {row['data_wait']:.1%}"]
+        parts += [
+            f"lr {row['learning_rate']:.2e}",
+            f"{row['images_per_second']:.0f} images/s",
+            f"ETA {format_time(row['eta_seconds'])}",
+            f"data wait {row['data_wait']:.1%}",
+        ]
         if not self.live:
             self.say("  ".join(parts))
             return
@@ -91,8 +95,13 @@ class Writers:
             try:
                 import wandb
             except ImportError as error:
-                raise ValueError(f"config.log.wandb={log.wandb}: the package wandb is not installed (pip install wandb), or set it to ''") from error
-            self._wandb = wandb.init(project=log.wandb, dir=str(workdir), config=dict(config), resume="allow", id=workdir.name)
+                raise ValueError(
+                    f"config.log.wandb={log.wandb}: the package wandb is not installed (pip install wandb), or set "
+                    f"it to ''"
+                ) from error
+            self._wandb = wandb.init(
+                project=log.wandb, dir=str(workdir), config=dict(config), resume="allow", id=workdir.name
+            )
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Logs values of one step; `kind` is `train` or `eval/<set>`."""

@@ -1,7 +1,7 @@
 """The training loop: the same for every model, data set and task.
 
-`train` prepares a run (`training/run.py`), continues it from its newest checkpoint, and takes steps; between steps it logs, evaluates
-and saves. The host reads results at log steps, before a save and in evaluations, never else.
+`train` prepares a run (`training/run.py`), continues it from its newest checkpoint, and takes steps; between steps it
+logs, evaluates and saves. The host reads results at log steps, before a save and in evaluations, never else.
 """
 
 from __future__ import annotations
@@ -29,12 +29,28 @@ from training.run import Run, prepare
 from training.state import TrainState
 from training.step import finish_metrics
 
-DRY_RUN = {"train.steps": 2, "optim.warmup": "0", "optim.cooldown": "0", "log.every_steps": 1, "eval.every_steps": "0", "checkpoint.every_steps": "0",
-           "log.tensorboard": False, "log.wandb": ""}
+DRY_RUN = {
+    "train.steps": 2,
+    "optim.warmup": "0",
+    "optim.cooldown": "0",
+    "log.every_steps": 1,
+    "eval.every_steps": "0",
+    "checkpoint.every_steps": "0",
+    "log.tensorboard": False,
+    "log.wandb": "",
+}
 
 
-def train(config: Config, workdir: str | os.PathLike[str], *, task: Task | None = None, sources: Mapping[str, data.Source] | None = None,
-          terminal: Terminal | None = None, profile: bool = False, most_eval_batches: int | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    workdir: str | os.PathLike[str],
+    *,
+    task: Task | None = None,
+    sources: Mapping[str, data.Source] | None = None,
+    terminal: Terminal | None = None,
+    profile: bool = False,
+    most_eval_batches: int | None = None,
+) -> dict[str, Any]:
     """Trains, or continues, the run of `config` in `workdir` and returns its summary.
 
     Args:
@@ -53,11 +69,15 @@ def train(config: Config, workdir: str | os.PathLike[str], *, task: Task | None 
     workdir, terminal = Path(workdir), terminal or Terminal()
     check_workdir(workdir, config)
     if (done := summary.completed(workdir)) is not None:
-        terminal.say(f"{workdir}: complete at step {done['step']}; see {workdir / 'summary.json'} (another workdir starts anew)")
+        terminal.say(
+            f"{workdir}: complete at step {done['step']}; see {workdir / 'summary.json'} (another workdir starts anew)"
+        )
         return done
     with Signals() as signals:
         run = prepare(config, task=task, source=(sources or {}).get("train"))
         sets = evaluate.open_sets(config, sources)
+        for source in sets.values():
+            feeding.check(config, source, run.task.batch_spec(1), training=False)
         with Session(run, workdir, sets, terminal, most_eval_batches) as session:
             return session.run_steps(signals, profile)
 
@@ -90,26 +110,45 @@ def check_workdir(workdir: Path, config: Config) -> None:
 class Session:
     """An open run: its state on the devices, its stream, checkpoints and logs."""
 
-    def __init__(self, run: Run, workdir: Path, sets: Mapping[str, data.Source], terminal: Terminal, most_eval_batches: int | None):
+    def __init__(
+        self,
+        run: Run,
+        workdir: Path,
+        sets: Mapping[str, data.Source],
+        terminal: Terminal,
+        most_eval_batches: int | None,
+    ):
         self.run, self.workdir, self.sets, self.terminal = run, workdir, sets, terminal
         self.most_eval_batches = most_eval_batches
         self.primary = jax.process_index() == 0
         config = run.config
         self.log_every, self.eval_every, self.save_every = (
-            run.steps(group.every_steps) for group in (config.log, config.eval, config.checkpoint))
+            run.steps(group.every_steps) for group in (config.log, config.eval, config.checkpoint)
+        )
         self.started = time.perf_counter()
-        self.evaluator = evaluate.Evaluator(run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays)
-        workdir.mkdir(parents=True, exist_ok=True)
-        if self.primary:
-            temporary = workdir / "config.json.tmp"
-            temporary.write_text(json.dumps(configs.as_dict(config), indent=1))
-            temporary.replace(workdir / "config.json")
+        self.evaluator = evaluate.Evaluator(
+            run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays
+        )
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"--workdir={workdir}: cannot be made: {error.strerror}") from error
         best, mode = run.task.best_metric
-        self.checkpoints = checkpoint.Checkpointer(workdir / "checkpoints", keep_last=config.checkpoint.keep_last,
-                                                   keep_best=config.checkpoint.keep_best, best_metric=best, best_mode=mode)
+        self.checkpoints = checkpoint.Checkpointer(
+            workdir / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+            best_metric=best,
+            best_mode=mode,
+        )
         self.best_metric = best
         self.state = self._restore_or_start()
         self.step = self.first_step = int(hostread.read(self.state.step))
+        if self.primary:
+            # Only now: a workdir that cannot be continued stays as it is.
+            temporary = workdir / "config.json.tmp"
+            temporary.write_text(json.dumps(configs.as_dict(config), indent=1))
+            temporary.replace(workdir / "config.json")
         self.eval_results: dict[str, Any] = {}
         self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary)
         name = "examples.jsonl" if self.primary else f"examples-{jax.process_index()}.jsonl"
@@ -117,7 +156,9 @@ class Session:
 
     def _restore_or_start(self) -> TrainState:
         if self.checkpoints.latest() is not None:
-            restored, metadata = self.checkpoints.restore(self.run.template.as_dict(), shardings=self.run.shardings.as_dict())
+            restored, metadata = self.checkpoints.restore(
+                self.run.template.as_dict(), shardings=self.run.shardings.as_dict()
+            )
             self.terminal.say(f"resuming {self.workdir} from step {metadata['step']}")
             return TrainState(**restored)
         return self.run.initial_state()
@@ -129,7 +170,9 @@ class Session:
             self.terminal.say(provenance.headline(run))
         window = _Window()
         tracer = _Tracer(self.workdir / "profile", self.first_step, total) if profile else None
-        with contextlib.closing(feeding.train_stream(run.config, run.source, self.step * run.config.data.batch_size)) as stream:
+        with contextlib.closing(
+            feeding.train_stream(run.config, run.source, self.step * run.config.data.batch_size)
+        ) as stream:
             batches = self._on_device(stream, window)
             while self.step < total:
                 batch, ids = next(batches)
@@ -148,7 +191,9 @@ class Session:
         return self._finish(window)
 
     def _on_device(self, stream: Iterator[Any], window: _Window) -> Iterator[tuple[dict[str, jax.Array], list[int]]]:
-        """Keeps one batch ahead on the devices, so that the transfer runs beside the step; counts time spent waiting for data."""
+        """Keeps one batch ahead on the devices, so that the transfer runs beside the step; counts time spent waiting
+        for data.
+        """
         sharding = mesh.batch_sharding(self.run.mesh)
         spec = self.run.task.batch_spec(self.run.config.data.batch_size)
         ahead: collections.deque = collections.deque()
@@ -176,7 +221,7 @@ class Session:
         last = self.step == self.run.total_steps
         if last or (self.log_every and self.step % self.log_every == 0):
             self._log(window, stats)
-        evaluating = last or (self.eval_every and self.step % self.eval_every == 0)
+        evaluating = last or bool(self.eval_every and self.step % self.eval_every == 0)
         if evaluating:
             jax.block_until_ready(self.state.step)
             window.restart()
@@ -185,16 +230,18 @@ class Session:
             self._save(evaluating)
         if signal_number and not last:
             self.checkpoints.wait()
-            raise Preempted(f"signal {signal_number} at step {self.step}: state saved; the same command continues", signal_number)
+            raise Preempted(
+                f"signal {signal_number} at step {self.step}: state saved; the same command continues", signal_number
+            )
         if evaluating:
             window.restart(count=False)
 
     def _log(self, window: _Window, stats: Mapping[str, Any]) -> None:
-        sums, health = hostread.read((self.state.metrics, self.state.health))
+        sums, health, taken = hostread.read((self.state.metrics, self.state.health, self.state.opt_state["count"]))
         self._check_health(health)
         seconds = time.perf_counter() - window.begin
         row = finish_metrics(self.run.task, sums)
-        row["learning_rate"] = float(self.run.learning_rate(self.step - 1))
+        row["learning_rate"] = float(self.run.learning_rate(max(int(taken) - 1, 0)))
         row["images_per_second"] = window.steps * self.run.config.data.batch_size / seconds if window.steps else 0.0
         row["eta_seconds"] = (self.run.total_steps - self.step) * seconds / max(window.steps, 1)
         row["data_wait"] = window.waited / seconds
@@ -210,22 +257,32 @@ class Session:
         if not health["bad_steps"] or self.run.config.train.nonfinite == "skip":
             return
         names = [n for n, bad in zip(self.run.group_names, health["bad_groups"], strict=True) if bad]
-        groups = f"gradients not finite in {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" if names else "the gradients are finite"
+        groups = (
+            f"gradients not finite in {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            if names
+            else "the gradients are finite"
+        )
         raise FloatingPointError(
-            f"step {int(health['first_bad_step']) + 1}: loss or gradient is not finite; {groups}. No update was taken from it; the last checkpoint is "
-            f"step {self.checkpoints.latest()}. Lower optim.learning_rate, set optim.clip_norm, or train.nonfinite=skip")
+            f"step {int(health['first_bad_step']) + 1}: loss or gradient is not finite; {groups}. No update was "
+            f"taken from it; the last checkpoint is "
+            f"step {self.checkpoints.latest()}. Lower optim.learning_rate, set optim.clip_norm, or train.nonfinite=skip"
+        )
 
     def _evaluate(self) -> None:
         use_ema = bool(self.run.config.optim.ema) and self.run.config.eval.use_ema
         chosen = self.state.ema if use_ema else {"params": self.state.params, "model_state": self.state.model_state}
         for label, source in self.sets.items():
-            results = self.evaluator(chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches)
+            results = self.evaluator(
+                chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches
+            )
             self.eval_results[label] = results
             if self.primary:
                 scalars = evaluate.scalars(results)
                 self.writers.write(self.step, f"eval/{label}", scalars)
                 shown = [k for k in (self.run.task.columns or scalars) if k in scalars][:3]
-                self.terminal.say(f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown))
+                self.terminal.say(
+                    f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown)
+                )
 
     def _save(self, evaluated: bool) -> None:
         self._check_health(hostread.read(self.state.health))
@@ -238,8 +295,11 @@ class Session:
     def _finish(self, window: _Window) -> dict[str, Any]:
         self.checkpoints.wait()
         seconds = max(window.all_seconds, 1e-9)
-        totals = {"seconds": time.perf_counter() - self.started, "data_wait": window.all_waited / seconds,
-                  "images_per_second": window.all_steps * self.run.config.data.batch_size / seconds}
+        totals = {
+            "seconds": time.perf_counter() - self.started,
+            "data_wait": window.all_waited / seconds,
+            "images_per_second": window.all_steps * self.run.config.data.batch_size / seconds,
+        }
         result = summary.make(self.run, self.step, hostread.read(self.state.params), self.eval_results, totals)
         if self.primary:
             summary.write(self.workdir, result)
@@ -259,11 +319,13 @@ class Session:
 
 
 class _Window:
-    """Time and steps since the last log line, and their sums over the run; the first step, evaluations and saves are not counted."""
+    """Time and steps since the last log line, and their sums over the run; the first step, evaluations and saves are
+    not counted.
+    """
 
     def __init__(self) -> None:
         self.all_seconds, self.all_waited, self.all_steps = 0.0, 0.0, 0
-        self.restart(count=False)
+        self.begin, self.steps, self.waited = time.perf_counter(), 0, 0.0
 
     def restart(self, count: bool = True) -> None:
         now = time.perf_counter()

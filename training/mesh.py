@@ -1,7 +1,8 @@
 """Devices as a mesh with the axes `data`, `fsdp` and `tensor`, and where each array of a run lives on it.
 
-Batches are split over `data` and `fsdp`. A parameter is split over `tensor` by the rule of its layer kind and over `fsdp` along its
-largest axis that divides; optimizer and moving average follow their parameter. XLA inserts the collectives.
+Batches are split over `data` and `fsdp`. A parameter is split over `tensor` by the rule of its layer kind and over
+`fsdp` along its largest axis that divides; optimizer and moving average follow their parameter. XLA inserts the
+collectives.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# (pattern of the name, axis counted from the end that is split over `tensor`): outputs of the first matrix of a pair, inputs of
+# (pattern of the name, axis counted from the end that is split over `tensor`): outputs of the first matrix of a pair,
+# inputs of
 # the second, so that a pair needs one sum over devices.
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
     (r"\.(qkv|q|k|v|kv|fc1)\.kernel$", -1),
@@ -34,10 +36,15 @@ def create(mesh: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
     data, fsdp, tensor = mesh.data, mesh.fsdp, mesh.tensor
     rest = fsdp * tensor
     if data == -1 and len(devices) % rest:
-        raise ValueError(f"config.mesh: fsdp={fsdp} x tensor={tensor} does not divide the {len(devices)} devices of this run")
+        raise ValueError(
+            f"config.mesh: fsdp={fsdp} x tensor={tensor} does not divide the {len(devices)} devices of this run"
+        )
     data = len(devices) // rest if data == -1 else data
     if data * rest != len(devices):
-        raise ValueError(f"config.mesh: data={data} x fsdp={fsdp} x tensor={tensor} is {data * rest}, but there are {len(devices)} devices")
+        raise ValueError(
+            f"config.mesh: data={data} x fsdp={fsdp} x tensor={tensor} is {data * rest}, but there are "
+            f"{len(devices)} devices"
+        )
     return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), ("data", "fsdp", "tensor"))
 
 
@@ -52,7 +59,10 @@ def check_batch(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
     if size % (ways * parts):
         what = f"{ways} devices (mesh.data x mesh.fsdp)" + (f" x {parts} accumulated parts" if parts > 1 else "")
         lower = size // (ways * parts) * ways * parts
-        raise ValueError(f"{name}={size}: must be a multiple of {ways * parts}, {what}; nearest: {lower or ways * parts}, {lower + ways * parts}")
+        raise ValueError(
+            f"{name}={size}: must be a multiple of {ways * parts}, {what}; nearest: {lower or ways * parts}, "
+            f"{lower + ways * parts}"
+        )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -77,7 +87,9 @@ def parameter_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
             axes[axis] = "tensor"
             break
     if fsdp > 1:
-        free = [i for i in range(first, len(shape)) if axes[i] is None and shape[i] % fsdp == 0 and shape[i] >= 2 * fsdp]
+        free = [
+            i for i in range(first, len(shape)) if axes[i] is None and shape[i] % fsdp == 0 and shape[i] >= 2 * fsdp
+        ]
         if free:
             axes[max(free, key=lambda i: shape[i])] = "fsdp"
     return PartitionSpec(*axes)
@@ -87,7 +99,9 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """Shardings for any pytree whose parameter-shaped parts are flat dictionaries keyed by parameter names."""
 
     def leaf(path: tuple, value: Any) -> NamedSharding:
-        names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey) and isinstance(k.key, str) and "." in k.key]
+        names = [
+            k.key for k in path if isinstance(k, jax.tree_util.DictKey) and isinstance(k.key, str) and "." in k.key
+        ]
         spec = parameter_spec(names[-1], value.shape, mesh) if names and value.ndim else PartitionSpec()
         return NamedSharding(mesh, spec)
 

@@ -18,9 +18,7 @@ def _is_kernel(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    return _is_kernel(name, shape) or (
-        len(shape) >= 2 and _NOT_A_MATRIX.search(".".join(name.split(".")[-2:])) is None
-    )
+    return _is_kernel(name, shape) or (len(shape) >= 2 and _NOT_A_MATRIX.search(".".join(name.split(".")[-2:])) is None)
 
 
 def _is_anything(name: str, shape: tuple[int, ...]) -> bool:

@@ -67,9 +67,7 @@ def scale_by_muon(
     """
     views = {name: _matrices(name, leaf) for name, leaf in params.items()}
     axes = {name: optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=3) for name in params}
-    inner = optax.contrib.scale_by_muon(
-        beta=beta, nesterov=nesterov, mu_dtype=mu_dtype, weight_dimension_numbers=axes
-    )
+    inner = optax.contrib.scale_by_muon(beta=beta, nesterov=nesterov, mu_dtype=mu_dtype, weight_dimension_numbers=axes)
 
     def as_matrices(tree: Mapping[str, Array]) -> dict[str, Array]:
         return {name: leaf.reshape(views[name][0]) for name, leaf in tree.items()}

@@ -242,6 +242,8 @@ def build(
     for label, (settings, owned) in claims.items():
         scales = multipliers.layer_scales(params, settings.layer_decay, layer_of, num_layers)
         if settings.learning_rate != main.learning_rate:
+            if main.learning_rate == 0:
+                raise ValueError(f"config.optim.learning_rate: 0, so the rate of optimizer {label!r} cannot follow it")
             scales = {name: scale * (settings.learning_rate / main.learning_rate) for name, scale in scales.items()}
         rules = _rules(label, settings, pieces.cut(owned), params, scales)
         if rules:

@@ -32,9 +32,7 @@ def predict_folder(trained: Trained, folder: str | Path) -> str:
             raise ValueError(f"--predict: task {trained.config.train.task} predicts {', '.join(batch)}, not classes")
         if number == 0:
             writer.writerow(_header(batch["classes"].shape[1]))
-        for index, classes, probabilities in zip(
-            batch["index"], batch["classes"], batch["probabilities"], strict=True
-        ):
+        for index, classes, probabilities in zip(batch["index"], batch["classes"], batch["probabilities"], strict=True):
             pairs = [(names[label], f"{value:.6f}") for label, value in zip(classes, probabilities, strict=True)]
             writer.writerow([_below(folder, source.describe(int(index))), *(cell for pair in pairs for cell in pair)])
     return text.getvalue()

@@ -17,6 +17,7 @@ import models
 from training import checkpoint
 from training.run import Run
 
+
 @functools.cache
 def commit() -> str:
     """The commit of this checkout, with `+changes` where files differ from it; empty outside of git."""
@@ -24,7 +25,9 @@ def commit() -> str:
     def git(*arguments: str) -> str:
         folder = Path(__file__).resolve().parent
         try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return ""
         return done.stdout.strip()
@@ -54,9 +57,12 @@ def headline(run: Run) -> str:
     device = jax.devices()[0]
     mesh = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items())
     lines = [
-        f"{config.model.name} on {config.data.name}: {run.examples} examples, {run.total_steps} steps of {config.data.batch_size} "
-        f"({run.total_steps * config.data.batch_size / run.examples:.1f} epochs), {config.train.precision}, {config.optim.name}",
-        f"{len(jax.devices())} x {device.device_kind} ({device.platform}), mesh {mesh}, {jax.process_count()} process(es)",
+        f"{config.model.name} on {config.data.name}: {run.examples} examples, {run.total_steps} steps of "
+        f"{config.data.batch_size} "
+        f"({run.total_steps * config.data.batch_size / run.examples:.1f} epochs), {config.train.precision}, "
+        f"{config.optim.name}",
+        f"{len(jax.devices())} x {device.device_kind} ({device.platform}), mesh {mesh}, {jax.process_count()} "
+        f"process(es)",
     ]
     model = nnx.eval_shape(lambda: run.task.build_model(nnx.Rngs(0)))
     if "image" in run.task.batch_spec(1):

@@ -118,7 +118,12 @@ def _curve(name: str, label: str, series: Mapping[str, Sequence[tuple[int, float
             steps, values = zip(*points, strict=True)
             marker = "o" if kind != "train" or len(points) == 1 else None
             axes.plot(
-                steps, values, color=COLOURS[place % len(COLOURS)], marker=marker, markersize=4, linewidth=1.6,
+                steps,
+                values,
+                color=COLOURS[place % len(COLOURS)],
+                marker=marker,
+                markersize=4,
+                linewidth=1.6,
                 label=kind.removeprefix("eval/") if kind != "train" else "train",
             )
         axes.set_xlabel("step")
@@ -185,7 +190,9 @@ def _config_table(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str
     lines = []
     for key, value in config.items():
         mark = ' class="changed"' if key in defaults and defaults[key] != value else ""
-        lines.append(f"<tr{mark}><td><code>{_text(key)}</code></td><td><code>{_text(json.dumps(value))}</code></td></tr>")
+        lines.append(
+            f"<tr{mark}><td><code>{_text(key)}</code></td><td><code>{_text(json.dumps(value))}</code></td></tr>"
+        )
     return (
         "<h2>Configuration</h2><p class=muted>Shaded: another value than the default in configs/base.py.</p>"
         f'<div class="scroll"><table>{"".join(lines)}</table></div>'

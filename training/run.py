@@ -66,8 +66,13 @@ def _total_steps(config: Config, examples: int) -> int:
     return total
 
 
-def prepare(config: Config, *, task: Task | None = None, source: data.Source | None = None,
-            load_model: Callable[[str], nnx.Module] | None = None) -> Run:
+def prepare(
+    config: Config,
+    *,
+    task: Task | None = None,
+    source: data.Source | None = None,
+    load_model: Callable[[str], nnx.Module] | None = None,
+) -> Run:
     """Builds task, model shapes, optimizer, mesh and the jitted step.
 
     Args:
@@ -92,18 +97,27 @@ def prepare(config: Config, *, task: Task | None = None, source: data.Source | N
 
     warmup, cooldown = steps("warmup"), steps("cooldown")
     if warmup + cooldown > total:
-        raise ValueError(f"config.optim.warmup={warmup} + cooldown={cooldown} steps are more than config.train.steps={total}")
+        raise ValueError(
+            f"config.optim.warmup={warmup} + cooldown={cooldown} steps are more than config.train.steps={total}"
+        )
     learning_rate = schedules.learning_rate(config.optim, total, warmup, cooldown)
 
     model, graph, params, model_state = initial.abstract_model(task)
-    optimizer = optim.build(config.optim, params, learning_rate, layer_of=getattr(model, "layer_id", None),
-                            num_layers=model.num_layers + 1 if hasattr(model, "num_layers") else None, groups=task.optimizers())
+    optimizer = optim.build(
+        config.optim,
+        params,
+        learning_rate,
+        layer_of=getattr(model, "layer_id", None),
+        num_layers=getattr(model, "num_layers", None),
+        groups=task.optimizers(),
+    )
     partners = task.partners(load_model or initial.load_model)
     split = {name: models.split(partner) for name, partner in partners.items()}
     partner_graphs = {name: parts[0] for name, parts in split.items()}
     whole = mesh.replicated(device_mesh)
     partner_arrays = jax.device_put({name: parts[1:] for name, parts in split.items()}, whole)
     batch_shapes = task.batch_spec(config.data.batch_size)
+    feeding.check(config, source, batch_shapes, training=True)
 
     if config.model.init_from:
         checkpoint.find(config.model.init_from)  # a missing one is said now
@@ -119,9 +133,15 @@ def prepare(config: Config, *, task: Task | None = None, source: data.Source | N
         # The moving average starts as a copy: a donated buffer may not appear twice.
         ema = jax.tree.map(lambda x: x.copy(), ema)
         return TrainState(
-            step=jax.numpy.zeros((), jax.numpy.int32), params=params, model_state=model_state, opt_state=optimizer.init(params), ema=ema,
-            key=jax.random.key(config.seed), health=healthy(len(optimizer.group_names)),
-            metrics=zero_metrics(params, model_state))
+            step=jax.numpy.zeros((), jax.numpy.int32),
+            params=params,
+            model_state=model_state,
+            opt_state=optimizer.init(params),
+            ema=ema,
+            key=jax.random.key(config.seed),
+            health=healthy(len(optimizer.group_names)),
+            metrics=zero_metrics(params, model_state),
+        )
 
     template = jax.eval_shape(build, params, model_state)
     shardings = mesh.tree_shardings(template, device_mesh)
@@ -136,11 +156,28 @@ def prepare(config: Config, *, task: Task | None = None, source: data.Source | N
             params, model_state = jax.device_put((params, model_state), (shardings.params, shardings.model_state))
         return jax.jit(build, out_shardings=shardings)(params, model_state)
 
-    function = step.make_step(task, graph, optimizer, partner_graphs, parts=config.optim.accumulate, ema_decay=config.optim.ema)
+    function = step.make_step(
+        task, graph, optimizer, partner_graphs, parts=config.optim.accumulate, ema_decay=config.optim.ema
+    )
     batch_shardings = dict.fromkeys(batch_shapes, mesh.batch_sharding(device_mesh))
-    jitted = jax.jit(function, donate_argnums=0, in_shardings=(shardings, batch_shardings, whole), out_shardings=shardings)
-    return Run(config=config, task=task, source=source, mesh=device_mesh, graph=graph, template=template, shardings=shardings,
-               total_steps=total, examples=examples, learning_rate=learning_rate, step=jitted, initial_state=initial_state,
-               fresh_metrics=jax.jit(functools.partial(zero_metrics, params, model_state), out_shardings=shardings.metrics),
-               group_names=tuple(optimizer.group_names),
-               partner_graphs=partner_graphs, partner_arrays=partner_arrays)
+    jitted = jax.jit(
+        function, donate_argnums=0, in_shardings=(shardings, batch_shardings, whole), out_shardings=shardings
+    )
+    return Run(
+        config=config,
+        task=task,
+        source=source,
+        mesh=device_mesh,
+        graph=graph,
+        template=template,
+        shardings=shardings,
+        total_steps=total,
+        examples=examples,
+        learning_rate=learning_rate,
+        step=jitted,
+        initial_state=initial_state,
+        fresh_metrics=jax.jit(functools.partial(zero_metrics, params, model_state), out_shardings=shardings.metrics),
+        group_names=tuple(optimizer.group_names),
+        partner_graphs=partner_graphs,
+        partner_arrays=partner_arrays,
+    )

@@ -44,4 +44,8 @@ class TrainState:
 
 def healthy(groups: int) -> Flat:
     """The record of a run in which every step was finite so far."""
-    return {"bad_steps": jnp.zeros((), jnp.int32), "first_bad_step": jnp.full((), -1, jnp.int32), "bad_groups": jnp.zeros((groups,), bool)}
+    return {
+        "bad_steps": jnp.zeros((), jnp.int32),
+        "first_bad_step": jnp.full((), -1, jnp.int32),
+        "bad_groups": jnp.zeros((groups,), bool),
+    }

@@ -22,15 +22,23 @@ def merge_partners(graphs: Mapping[str, Any], arrays: Mapping[str, tuple[Flat, F
     return {name: models.merge(graphs[name], *arrays[name]) for name in graphs}
 
 
-def make_step(task: Task, graph: Any, optimizer: optim.Optimizer, partner_graphs: Mapping[str, Any], *, parts: int, ema_decay: float
-              ) -> Callable[[TrainState, Mapping[str, jax.Array], Any], TrainState]:
+def make_step(
+    task: Task,
+    graph: Any,
+    optimizer: optim.Optimizer,
+    partner_graphs: Mapping[str, Any],
+    *,
+    parts: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Mapping[str, jax.Array], Any], TrainState]:
     """Builds `step(state, batch, partners) -> state`; nothing else leaves the device.
 
-    A step whose loss or gradients are not finite changes nothing but `step` and `health`; the loop decides whether to go on.
+    A step whose loss or gradients are not finite changes nothing but `step` and `health`; the loop decides whether to
+    go on.
 
     Args:
-      parts: the batch is split into this many parts whose gradients are averaged; part i takes examples i, i + parts, ... so that
-        every device keeps its own examples.
+      parts: the batch is split into this many parts whose gradients are averaged; part i takes examples i, i +
+        parts, ... so that every device keeps its own examples.
       ema_decay: decay of the moving average; 0 keeps none.
     """
     train_metrics = task.train_metrics()
@@ -48,20 +56,24 @@ def make_step(task: Task, graph: Any, optimizer: optim.Optimizer, partner_graphs
             gradient_sum, model_state, sums = carry
             piece, piece_key = inputs
             (loss, (model_state, scalars, outputs)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, model_state, piece, piece_key, partners)
+                state.params, model_state, piece, piece_key, partners
+            )
             updated = {name: metric.update(sums[name], outputs, piece) for name, metric in train_metrics.items()}
             return (jax.tree.map(jnp.add, gradient_sum, grads), model_state, updated), (loss, scalars)
 
         sums = {name: metric.init() for name, metric in train_metrics.items()}
         if parts == 1:
             (loss, (model_state, scalars, outputs)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, state.model_state, batch, key, partners)
+                state.params, state.model_state, batch, key, partners
+            )
             sums = {name: metric.update(sums[name], outputs, batch) for name, metric in train_metrics.items()}
             return loss, grads, model_state, scalars, sums
         pieces = {k: jnp.moveaxis(v.reshape(v.shape[0] // parts, parts, *v.shape[1:]), 1, 0) for k, v in batch.items()}
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
-        (grads, model_state, sums), (losses, scalars) = jax.lax.scan(part, (zeros, state.model_state, sums), (pieces, keys))
+        (grads, model_state, sums), (losses, scalars) = jax.lax.scan(
+            part, (zeros, state.model_state, sums), (pieces, keys)
+        )
         grads = jax.tree.map(lambda g: g / parts, grads)
         return losses.mean(), grads, model_state, jax.tree.map(lambda s: s.mean(0), scalars), sums
 
@@ -92,16 +104,28 @@ def make_step(task: Task, graph: Any, optimizer: optim.Optimizer, partner_graphs
         metrics = {
             "count": state.metrics["count"] + good,
             "means": {name: means[name] + jnp.where(good, value, 0.0) for name, value in scalars.items()},
-            "task": {name: metric.merge(state.metrics["task"][name], keep(sums[name], metric.init()))
-                     for name, metric in train_metrics.items()},
+            "task": {
+                name: metric.merge(state.metrics["task"][name], keep(sums[name], metric.init()))
+                for name, metric in train_metrics.items()
+            },
         }
-        return TrainState(step=state.step + 1, params=keep(params, state.params), model_state=keep(model_state, state.model_state),
-                          opt_state=keep(opt_state, state.opt_state), ema=keep(ema, state.ema), key=state.key, health=health, metrics=metrics)
+        return TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            model_state=keep(model_state, state.model_state),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(ema, state.ema),
+            key=state.key,
+            health=health,
+            metrics=metrics,
+        )
 
     return step
 
 
-def fresh_metrics(task: Task, graph: Any, params: Any, model_state: Any, batch: Any, partner_graphs: Any, partner_arrays: Any) -> dict[str, Any]:
+def fresh_metrics(
+    task: Task, graph: Any, params: Any, model_state: Any, batch: Any, partner_graphs: Any, partner_arrays: Any
+) -> dict[str, Any]:
     """Zeroed sums for the log; the names of the loss's parts are found by tracing the task without running it."""
 
     def trace(params: Any, model_state: Any, batch: Any, arrays: Any):

@@ -21,12 +21,19 @@ def completed(workdir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def make(run: Run, step: int, params: Mapping[str, np.ndarray], results: Mapping[str, Mapping[str, Any]], totals: Mapping[str, float]
-         ) -> dict[str, Any]:
+def make(
+    run: Run,
+    step: int,
+    params: Mapping[str, np.ndarray],
+    results: Mapping[str, Mapping[str, Any]],
+    totals: Mapping[str, float],
+) -> dict[str, Any]:
     """Gathers metrics (fractions, not percent), provenance and a hash of the parameters."""
     return {
         "step": step,
-        "metrics": {label: {k: v for k, v in result.items() if isinstance(v, int | float)} for label, result in results.items()},
+        "metrics": {
+            label: {k: v for k, v in result.items() if isinstance(v, int | float)} for label, result in results.items()
+        },
         "config_hash": configs.digest(run.config),
         "params_sha256": checkpoint.params_sha256(params),
         "commit": provenance.commit(),

@@ -1,0 +1,153 @@
+"""Every shipped configuration runs two steps on a generated set with the real set's features, and together they read
+every key.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import generated
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import configs
+from configs import schema
+from configs.base import FIELDS
+from training import loop
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = {"__init__", "base", "duration", "load", "recipes", "schema"}
+SHIPPED = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in LIBRARY)
+ARGUMENTS = {
+    "vit_ti16_imagenet": ("", "big_vision"),
+    "vit_s16_imagenet": ("", "big_vision"),
+    "vit_b16_imagenet": ("", "big_vision"),
+}
+# Full-size models would take minutes to compile on a CPU; their depth and width shrink, everything else is as shipped.
+SMALL = {
+    "model.options.depth": 2,
+    "model.options.width": 16,
+    "model.options.heads": 2,
+    "model.options.mlp_width": 32,
+    "data.batch_size": 6,
+    "data.workers": 0,
+    "train.steps": 2,
+    "optim.warmup": 1,
+    "eval.every_steps": 0,
+    "checkpoint.every_steps": 0,
+    "log.every_steps": 1,
+    "log.cache_directory": str(tiny.CACHE),
+}
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    for name in generated.SETS:
+        generated.prepare(name, folder)
+    for split in ("train", "test"):
+        for label in ("daisy", "rose", "tulip"):
+            (folder / "flowers" / split / label).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(i).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "flowers" / split / label / f"{i}.jpg")
+    return folder
+
+
+def small(name, argument, sets, **more):
+    path = f"{ROOT / 'configs' / name}.py" + (f":{argument}" if argument else "")
+    overrides = {**SMALL, "data.directory": "" if name == "quickstart" else str(sets), **more}
+    config = configs.load(path, overrides)
+    if "pre_logits" in config.model.options:
+        config = configs.load(path, {**overrides, "model.options.pre_logits": 16})
+    return config
+
+
+def runs():
+    for name in SHIPPED:
+        arguments = ("flowers",) if name == "finetune_folder" else ARGUMENTS.get(name, ("",))
+        yield from ((name, argument) for argument in arguments)
+
+
+@pytest.fixture(scope="session")
+def reads():
+    """Keys read by the runs of this module."""
+    return set()
+
+
+def train(config, workdir, reads):
+    schema.READS.clear()
+    result = loop.train(config, workdir, terminal=tiny.Terminal(quiet=True))
+    reads |= schema.READS
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "argument"), runs())
+def test_two_steps(name, argument, sets, tmp_path, reads):
+    more = {}
+    if name == "finetune_folder":
+        train(small("vit_s16_imagenet", "", sets), tmp_path / "pretrained", reads)
+        more = {"model.init_from": str(tmp_path / "pretrained")}
+    result = train(small(name, argument, sets, **more), tmp_path / "run", reads)
+    assert result["step"] == 2
+    assert all(np.isfinite(row["loss"]) for row in tiny.rows(tmp_path / "run"))
+
+
+def unread(reads, fields=FIELDS):
+    return sorted(set(schema.flatten(fields)) - reads)
+
+
+@pytest.mark.slow
+def test_every_key_is_read(sets, tmp_path, reads):
+    """What is read on the way to an option that no shipped configuration turns on is read in one more run."""
+    if len(reads) < 10:
+        pytest.skip("reads are gathered by test_two_steps, which did not run in this process")
+    teacher = tmp_path / "teacher"
+    train(small("quickstart", "", sets), teacher, reads)
+    train(
+        small(
+            "quickstart", "", sets, **{"train.teacher": str(teacher), "train.distill": "soft", "log.example_ids": True}
+        ),
+        tmp_path / "student",
+        reads,
+    )
+    assert unread(reads) == []
+    assert unread(reads, {**FIELDS, "planted": schema.Field(0, "A key that nothing reads.")}) == ["planted"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_docstring_says_what_a_user_needs(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    doc = text.split('"""')[1]
+    assert re.search(rf"python train.py --config=configs/{name}.py", doc)
+    assert re.search(r"^Cost: .*\d", doc, re.MULTILINE)
+    assert re.search(r"^Expected: ", doc, re.MULTILINE)
+    assert "measured" in doc or "published" in doc or "depends" in doc
+
+
+@pytest.mark.parametrize(("name", "argument"), runs())
+def test_full_size_models_have_the_parameters_they_state(name, argument, sets):
+    """Millions of parameters in the docstring, found by tracing the shipped model without numbers."""
+    import models
+    import tasks
+    from training import feeding
+    from training.initial import abstract_model
+
+    path = f"{ROOT / 'configs' / name}.py" + (f":{argument}" if argument else "")
+    config = configs.load(path, {"data.directory": "" if name == "quickstart" else str(sets)})
+    info = feeding.open_source(config, config.data.name, config.data.train_split).info
+    if name == "finetune_folder":
+        info = dataclasses.replace(info, num_classes=1000)
+    _, _, params, _ = abstract_model(tasks.create(config.train.task, config, info))
+    millions = (
+        sum(
+            np.prod(p.shape)
+            for p in models.unstack({k: np.broadcast_to(np.float32(0), v.shape) for k, v in params.items()}).values()
+        )
+        / 1e6
+    )
+    stated = float(re.search(r"([\d.]+) M parameters", (ROOT / "configs" / f"{name}.py").read_text())[1])
+    assert abs(millions - stated) <= 0.05 * stated, millions
