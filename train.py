@@ -2,17 +2,19 @@
 
     python train.py --config=configs/quickstart.py --workdir=runs/a --config.optim.learning_rate=3e-4
 
-The same command again continues where the run stopped, or says that it is complete. Every key of the configuration can
-be set with --config.group.key=VALUE; --print_config lists them with their meaning.
+The same command again continues where the run stopped, or says that it is complete; what was set on the command line
+the first time need not be repeated. Every key of the configuration can be set with --config.group.key=VALUE;
+--print_config lists them with their meaning.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from pathlib import Path
 
 import configs
-from training import command
+from training import command, workdir
 
 
 def main(arguments: list[str]) -> int:
@@ -34,6 +36,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(rest)
     if not path:
         raise ValueError("--config=FILE is missing, such as --config=configs/quickstart.py")
+    if options.workdir:
+        # What the run of this workdir was started with stays in force; other values are refused, key by key.
+        overrides = {**workdir.overrides(Path(options.workdir)), **overrides}
     config = configs.load(path, overrides)
     if options.print_config:
         print(configs.describe(config))
@@ -53,7 +58,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if not options.workdir:
         raise ValueError("--workdir=FOLDER is missing, such as --workdir=runs/a")
-    loop.train(config, options.workdir, profile=options.profile)
+    loop.train(config, options.workdir, overrides=overrides, profile=options.profile)
     return 0
 
 

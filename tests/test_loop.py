@@ -238,3 +238,18 @@ def test_tasks_of_another_kind_go_through_the_same_loop(tmp_path):
         assert make.best_metric[0] in result["metrics"]["test"]
     gain = params_of(tmp_path / "restoration")["gain"]
     np.testing.assert_array_equal(gain, np.ones(3))  # its optimizer has learning rate 0
+
+
+def test_overrides_of_a_workdir_stay_in_force(tmp_path, capsys):
+    """As a user types it: the first command sets a key, the second does not repeat it."""
+    import train
+
+    command = [f"--config={tiny.__file__.replace('tiny.py', 'defaults.py')}", f"--workdir={tmp_path}"]
+    values = {k: v for k, v in tiny.TINY.items() if k != "model.options"}
+    options = [f"--config.model.options.{k}={v}" for k, v in tiny.TINY["model.options"].items()]
+    train.main([*command, *(f"--config.{k}={v}" for k, v in values.items()), *options])
+    capsys.readouterr()
+    assert train.main(command) == 0
+    assert "complete at step 4" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"holds a run with another configuration \(seed: 0 -> 3\)"):
+        train.main([*command, "--config.seed=3"])

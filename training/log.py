@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from training import workdir
+
 
 def format_time(seconds: float) -> str:
     """Writes a duration as `42s`, `3m07s` or `2h05m`."""
@@ -67,9 +69,7 @@ class Jsonl:
                 # A line that a killed process left half written is the last one, and its step will be run again.
                 if line.endswith("\n") and json.loads(line)["step"] <= resume_step:
                     kept.append(line)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(path)
+            workdir.write(path, "".join(kept))
         self._file = path.open("a", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -84,13 +84,13 @@ class Jsonl:
 class Writers:
     """Sends rows of scalars to every log that the configuration asks for; only the first process writes."""
 
-    def __init__(self, workdir: Path, log: Any, config: Mapping[str, Any], resume_step: int, primary: bool = True):
-        self._jsonl = Jsonl(workdir / "metrics.jsonl", resume_step) if primary else None
+    def __init__(self, folder: Path, log: Any, config: Mapping[str, Any], resume_step: int, primary: bool = True):
+        self._jsonl = Jsonl(folder / "metrics.jsonl", resume_step) if primary else None
         self._tensorboard = self._wandb = None
         if primary and log.tensorboard:
             import tensorboardX  # imported here because it costs 0.3 s that evaluation does not need
 
-            self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+            self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
         if primary and log.wandb:
             try:
                 import wandb
@@ -100,7 +100,7 @@ class Writers:
                     f"it to ''"
                 ) from error
             self._wandb = wandb.init(
-                project=log.wandb, dir=str(workdir), config=dict(config), resume="allow", id=workdir.name
+                project=log.wandb, dir=str(folder), config=dict(config), resume="allow", id=folder.name
             )
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:

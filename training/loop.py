@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ import data
 from configs import Config
 from tasks.base import Task
 from training import checkpoint, evaluate, feeding, hostread, mesh, provenance, summary
+from training import workdir as workdirs
 from training.log import Jsonl, Terminal, Writers
 from training.preemption import Preempted, Signals
 from training.run import Run, prepare
@@ -49,6 +49,7 @@ def train(
     sources: Mapping[str, data.Source] | None = None,
     terminal: Terminal | None = None,
     profile: bool = False,
+    overrides: Mapping[str, Any] | None = None,
     most_eval_batches: int | None = None,
 ) -> dict[str, Any]:
     """Trains, or continues, the run of `config` in `workdir` and returns its summary.
@@ -59,6 +60,7 @@ def train(
       sources: in place of those that `config.data` names: `"train"`, and one for each evaluation set.
       terminal: where progress goes.
       profile: write a profiler trace of a few steps to `workdir/profile`.
+      overrides: what was set on the command line, noted for those who continue the run.
       most_eval_batches: evaluate on the first batches only (dry runs).
 
     Raises:
@@ -67,7 +69,7 @@ def train(
       Preempted: SIGTERM or SIGINT came; the state has been saved.
     """
     workdir, terminal = Path(workdir), terminal or Terminal()
-    check_workdir(workdir, config)
+    workdirs.check(workdir, config)
     if (done := summary.completed(workdir)) is not None:
         terminal.say(
             f"{workdir}: complete at step {done['step']}; see {workdir / 'summary.json'} (another workdir starts anew)"
@@ -78,33 +80,8 @@ def train(
         sets = evaluate.open_sets(config, sources)
         for source in sets.values():
             feeding.check(config, source, run.task.batch_spec(1), training=False)
-        with Session(run, workdir, sets, terminal, most_eval_batches) as session:
+        with Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches) as session:
             return session.run_steps(signals, profile)
-
-
-def check_workdir(workdir: Path, config: Config) -> None:
-    """Refuses a workdir that holds another run, or that cannot be written; changes nothing.
-
-    Raises:
-      ValueError: the saved configuration is another run; the message lists the differing keys.
-      OSError: the folder cannot be written.
-    """
-    if workdir.exists() and not workdir.is_dir():
-        raise NotADirectoryError(f"--workdir={workdir}: is a file, not a folder")
-    existing = next(p for p in [workdir, *workdir.absolute().parents] if p.exists())
-    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
-        raise PermissionError(f"--workdir={workdir}: cannot be written ({existing} is read-only for this user)")
-    saved = workdir / "config.json"
-    if not saved.exists():
-        return
-    try:
-        values = json.loads(saved.read_text())
-        changed = configs.differences(values, config)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{saved}: cannot be read as a configuration of this version ({error})") from None
-    if changed:
-        shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
-        raise ValueError(f"--workdir={workdir}: holds a run with another configuration ({shown}); use another workdir")
 
 
 class Session:
@@ -116,6 +93,7 @@ class Session:
         workdir: Path,
         sets: Mapping[str, data.Source],
         terminal: Terminal,
+        overrides: Mapping[str, Any],
         most_eval_batches: int | None,
     ):
         self.run, self.workdir, self.sets, self.terminal = run, workdir, sets, terminal
@@ -146,9 +124,7 @@ class Session:
         self.step = self.first_step = int(hostread.read(self.state.step))
         if self.primary:
             # Only now: a workdir that cannot be continued stays as it is.
-            temporary = workdir / "config.json.tmp"
-            temporary.write_text(json.dumps(configs.as_dict(config), indent=1))
-            temporary.replace(workdir / "config.json")
+            workdirs.begin(workdir, config, overrides)
         self.eval_results: dict[str, Any] = {}
         self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary)
         name = "examples.jsonl" if self.primary else f"examples-{jax.process_index()}.jsonl"

@@ -15,6 +15,7 @@ import configs
 import data
 from configs import base
 from training import report
+from training import workdir as workdirs
 from training.evaluate import Results, scalars
 from training.trained import Trained
 
@@ -83,9 +84,8 @@ def write(
 def write_text(path: Path, text: str) -> Path:
     """Writes a file in one piece, in a folder that is made if absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    return temporary.replace(path)
+    workdirs.write(path, text)
+    return path
 
 
 def _json(value: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 import configs
 from training import checkpoint, provenance
+from training import workdir as workdirs
 from training.run import Run
 
 
@@ -49,6 +50,4 @@ def make(
 
 def write(workdir: Path, result: Mapping[str, Any]) -> None:
     """Writes the summary in one piece."""
-    temporary = workdir / "summary.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(workdir / "summary.json")
+    workdirs.write(workdir / "summary.json", json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,91 @@
+"""The commands and snippets of README.md and docs/ work as they stand.
+
+A fence of `bash` is a list of commands. Those marked `bash test`, and README's, are run in a folder that looks like a
+checkout; a fence of `bash` in docs/ without the mark is for the eye (it needs a download or a cluster) and has to say
+so in the text before it. A fence of `python` has to run, unless it is marked `python fragment`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(bash|python)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# What README runs for minutes is run here for seconds.
+SHORT = "--config.train.steps=4 --config.checkpoint.every_steps=2 --config.model.options.depth=1"
+
+
+def fences(language):
+    for page in PAGES:
+        for number, match in enumerate(FENCE.finditer(page.read_text())):
+            if match[1] == language:
+                yield pytest.param(page, match[2].strip(), match[3], id=f"{page.stem}-{number}")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder with everything of the repository in it and nothing of a run."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for entry in ROOT.iterdir():
+        if entry.name not in ("runs", ".git"):
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+def run(command, folder):
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "FOVEA_CACHE": str(tiny.CACHE / "data"),
+    }
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "mark", "text"), fences("bash"))
+def test_commands(page, mark, text, checkout):
+    commands = [line.split("#")[0].strip() for line in text.replace("\\\n", " ").splitlines()]
+    for command in filter(None, commands):
+        if command.startswith("make "):
+            target = command.split()[1]
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+        elif mark == "test" or page.name == "README.md":
+            run(
+                f"{command} {SHORT}"
+                if command.startswith("python train.py") and "--print_config" not in command
+                else command,
+                checkout,
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "mark", "text"), fences("python"))
+def test_snippets(page, mark, text, checkout, tmp_path):
+    if mark == "fragment":
+        compile(text, str(page), "exec")
+        return
+    script = tmp_path / "snippet.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{text}")
+    run(f"{sys.executable} {script}", checkout)
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_files_named_in_docs_exist():
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:attn|models|data|tasks|training|configs|tests|benchmarks|docs)/[\w/]+\.(?:py|md))`", page.read_text()
+        ):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"

@@ -1,0 +1,68 @@
+"""The folder of a run: what identifies it, and whether a configuration may continue it.
+
+`config.json` is the configuration, `overrides.json` what was set on the command line when the run began. Without the
+overrides the same run would have to be started with the same long line; with them `train.py --config=FILE
+--workdir=FOLDER` continues it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import configs
+from configs import Config
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file in one piece: whoever reads it sees the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def begin(workdir: Path, config: Config, overrides: Mapping[str, Any]) -> None:
+    """Notes whose run this is."""
+    write(workdir / "overrides.json", json.dumps(dict(overrides), indent=1))
+    write(workdir / "config.json", json.dumps(configs.as_dict(config), indent=1))
+
+
+def overrides(workdir: Path) -> dict[str, Any]:
+    """What was set on the command line when the run of this workdir began."""
+    path = workdir / "overrides.json"
+    return _read(path) if path.exists() else {}
+
+
+def check(workdir: Path, config: Config) -> None:
+    """Refuses a workdir that holds another run, or that cannot be written; changes nothing.
+
+    Raises:
+      ValueError: the saved configuration is another run; the message lists the differing keys.
+      OSError: the folder cannot be written.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"--workdir={workdir}: is a file, not a folder")
+    existing = next(p for p in [workdir, *workdir.absolute().parents] if p.exists())
+    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+        raise PermissionError(f"--workdir={workdir}: cannot be written ({existing} is read-only for this user)")
+    saved = workdir / "config.json"
+    if not saved.exists():
+        return
+    values = _read(saved)
+    try:
+        changed = configs.differences(values, config)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{saved}: cannot be read as a configuration of this version ({error})") from None
+    if changed:
+        shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
+        raise ValueError(f"--workdir={workdir}: holds a run with another configuration ({shown}); use another workdir")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
