@@ -1,9 +1,9 @@
 """Evaluates a trained model, or predicts with it.
 
-    python eval.py --workdir=runs/a                      # newest checkpoint; writes runs/a/eval/<set>.json and
-    report.html python eval.py --workdir=runs/a --step=2000 --raw python eval.py --checkpoint=PATH
-    --config=configs/quickstart.py --output=results python eval.py --workdir=runs/a --predict=FOLDER     # writes
-    runs/a/eval/predictions.csv
+    python eval.py --workdir=runs/a                      # newest checkpoint; writes JSON and report.html to runs/a/eval
+    python eval.py --workdir=runs/a --step=2000 --raw
+    python eval.py --checkpoint=PATH --config=configs/quickstart.py --output=results
+    python eval.py --workdir=runs/a --predict=FOLDER     # writes runs/a/eval/predictions.csv
 
 The configuration is the one saved with the checkpoint, or that of --config; --config.eval.sets=train=@train[:500] and
 the like change its keys.
@@ -11,7 +11,6 @@ the like change its keys.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping
@@ -30,6 +29,11 @@ def main(arguments: list[str]) -> int:
     if options.workdir and options.checkpoint:
         raise ValueError("--workdir and --checkpoint: give one of them")
     output = Path(options.output or Path(options.workdir) / "eval") if options.output or options.workdir else None
+    for name in ("predict", "generate"):
+        if getattr(options, name) is not None and output is None:
+            raise ValueError(f"--{name}: what a --checkpoint makes needs --output=FOLDER")
+    if options.generate is not None and options.generate < 1:
+        raise ValueError(f"--generate={options.generate}: takes a number of examples, at least 1")
     command.start_jax("")
     from training import checkpoint  # after start_jax, which sets what JAX reads once
 
@@ -40,17 +44,15 @@ def main(arguments: list[str]) -> int:
     if output is not None:
         _check_writable(output)
     use_ema = options.weights if options.weights is None else options.weights == "ema"
+    if options.generate is not None:
+        return _generate(config, saved, use_ema, options.generate, output)
     if options.predict:
-        if output is None:
-            raise ValueError("--predict: predictions of a --checkpoint need --output=FOLDER")
         return _predict(config, saved, use_ema, options.predict, output)
     return _evaluate(config, saved, use_ema, options.workdir, output)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="eval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> command.Parser:
+    parser = command.Parser("eval.py", str(__doc__))
     parser.add_argument("--workdir", metavar="FOLDER", help="folder of a run")
     parser.add_argument("--checkpoint", metavar="PATH", help="one checkpoint, in place of --workdir")
     parser.add_argument("--config", metavar="FILE[:ARG]", help="in place of the saved configuration")
@@ -59,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--raw", dest="weights", action="store_const", const="raw", help="the parameters themselves")
     weights.add_argument("--ema", dest="weights", action="store_const", const="ema", help="their moving average")
     parser.add_argument("--predict", metavar="FOLDER", help="write predictions for the images below FOLDER, and stop")
+    parser.add_argument("--generate", type=int, metavar="N", help="write what a generative task makes from N examples")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -79,12 +82,23 @@ def _check_writable(output: Path) -> None:
         raise PermissionError(f"{output}: cannot be written ({existing} is read-only or a file); give --output=FOLDER")
 
 
-def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, output: Path) -> int:
+def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, output: Path | None) -> int:
     from training import predict, results, trained
 
+    assert output is not None
     model = trained.load(saved, config, use_ema=use_ema)
     text = predict.predict_folder(model, folder)
     print(results.write_text(output / "predictions.csv", text))
+    return 0
+
+
+def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, output: Path | None) -> int:
+    from training import evaluate, generate, trained
+
+    assert output is not None
+    source = next(iter(evaluate.open_sets(config).values()))
+    model = trained.load(saved, config, use_ema=use_ema, info=source.info)
+    print(generate.generate(model, source, count, output / "generated.npz"))
     return 0
 
 

@@ -212,6 +212,32 @@ def test_a_task_that_never_trains_runs_under_eval(tmp_path, monkeypatch, capsys)
     assert "has to be trained first" in capsys.readouterr().err
 
 
+def test_a_generative_task_writes_its_samples(tmp_path, monkeypatch, capsys):
+    class Noise(tiny_tasks.MeanBrightness):
+        def generate(self, model, batch, key, partners):
+            noise = jax.random.normal(key, (batch["image"].shape[0], 2))
+            return {"sample": noise, "brightness": partners["meter"](batch["image"])}
+
+    monkeypatch.setitem(base._REGISTRY, "noise", Noise)
+    config = tmp_path / "noise.py"
+    config.write_text(
+        "from configs import base\n\n\ndef get_config():\n    config = base.get_config()\n"
+        f"    config.train.task, config.data.name = 'noise', {SYNTHETIC!r}\n"
+        "    config.data.image_size, config.data.batch_size = 16, 8\n"
+        "    config.data.eval_transforms = 'value_range(0, 1)'\n    return config\n"
+    )
+    assert run(f"--config={config}", f"--output={tmp_path / 'out'}", "--generate=11") == 0
+    found = np.load(tmp_path / "out" / "generated.npz")
+    assert found["sample"].shape == (11, 2)
+    assert len(np.unique(found["sample"])) == 22  # every batch has a key of its own
+    np.testing.assert_array_equal(found["index"], np.arange(11))
+    source = data.open_source(SYNTHETIC, split="test")
+    np.testing.assert_allclose(found["brightness"][10], np.asarray(source[10]["image"]).mean() / 255, rtol=1e-5)
+    monkeypatch.setattr(Noise, "generate", tiny_tasks.MeanBrightness.generate)
+    assert run(f"--config={config}", f"--output={tmp_path / 'out'}", "--generate=1") == 2
+    assert "does not generate" in capsys.readouterr().err
+
+
 def test_a_set_that_lacks_a_field_is_refused(workdir):
     source = data.ArraySource({"image": np.zeros((2, 16, 16, 3), np.uint8)}, fields={"image": "image"}, num_classes=6)
     with pytest.raises(ValueError, match="no field 'label'"):

@@ -102,6 +102,7 @@ class Evaluator:
         self._init = jax.jit(self._fresh, out_shardings=whole)
         self._step = jax.jit(self._update, donate_argnums=0, out_shardings=whole)
         self._predict = jax.jit(self._predictions, out_shardings=whole)
+        self._generate = jax.jit(self._samples, out_shardings=whole)
 
     def _fresh(self) -> Any:
         return {name: metric.init() for name, metric in self.metrics.items()}
@@ -117,6 +118,11 @@ class Evaluator:
 
     def _predictions(self, params: Flat, model_state: Flat, batch: Any, partners: Any) -> Any:
         found = self.task.predictions(self._outputs(params, model_state, batch, partners), batch)
+        return {"index": batch["index"], "valid": batch["valid"], **found}
+
+    def _samples(self, params: Flat, model_state: Flat, batch: Any, partners: Any, key: jax.Array) -> Any:
+        model = models.merge(self.graph, params, model_state)
+        found = self.task.generate(model, batch, key, merge_partners(self.partner_graphs, partners))
         return {"index": batch["index"], "valid": batch["valid"], **found}
 
     def _on_device(self, source: data.Source, complete: bool) -> Iterator[dict[str, jax.Array]]:
@@ -153,6 +159,18 @@ class Evaluator:
         Fields that only the loss and the metrics need, such as labels, may be absent.
         """
         for batch in self._on_device(source, complete=False):
-            found = hostread.read(self._predict(params, model_state, batch, self.partner_arrays))
-            valid = found.pop("valid") > 0
-            yield {name: value[valid] for name, value in found.items()}
+            yield _without_padding(self._predict(params, model_state, batch, self.partner_arrays))
+
+    def generate(
+        self, params: Flat, model_state: Flat, source: data.Source, seed: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """What a generative task makes from the conditions in each example of a set, in batches with `index`."""
+        for number, batch in enumerate(self._on_device(source, complete=False)):
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            yield _without_padding(self._generate(params, model_state, batch, self.partner_arrays, key))
+
+
+def _without_padding(found: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    arrays = hostread.read(found)
+    valid = arrays.pop("valid") > 0
+    return {name: value[valid] for name, value in arrays.items()}
