@@ -102,6 +102,8 @@ class EncodedImage:
             opened, self._opened = self._open(), None  # draft() changes it for good
             if least is not None:
                 opened.draft(self.mode, least)
+            if opened.mode == "F" and not np.isfinite(np.asarray(opened)).all():
+                raise OSError("it holds NaN or infinite values")
             return opened.convert(self.mode)
         except Exception as error:
             raise self._failure(error) from error

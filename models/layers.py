@@ -34,8 +34,10 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """In `dtype`, or that of x."""
         dtype = self.dtype or x.dtype
-        y = x.astype(dtype) @ self.kernel[...].astype(dtype)
-        return y if self.bias is None else y + self.bias[...].astype(dtype)
+        # As one matrix of rows: XLA's CPU backend then takes 12 to 18% off a ViT's train step (docs/benchmarks.md).
+        y = x.astype(dtype).reshape(-1, x.shape[-1]) @ self.kernel[...].astype(dtype)
+        y = y if self.bias is None else y + self.bias[...].astype(dtype)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class LayerNorm(nnx.Module):

@@ -13,4 +13,6 @@ import tiny  # noqa: E402
 # Most of the time of these tests is compilation of small programs, many of them the same in several tests.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tiny.CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Compiling them takes longer than running them, so they are compiled without optimization.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("FOVEA_CACHE", str(tiny.CACHE / "data"))

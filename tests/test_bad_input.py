@@ -216,6 +216,15 @@ CASES = [
         starts=True,
     ),
     Case(
+        "NaN in an image",
+        r"cannot decode image .*5.tif: it holds NaN or infinite values",
+        prepare=folder_with(
+            lambda root: Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(root / "cat" / "5.tif")
+        ),
+        starts=True,
+        arguments={"train.steps": 8},
+    ),
+    Case(
         "image too small for the batch of one shape",
         r"field 'image' has shapes|field 'image' of the data has shape",
         {"train.steps": 8},

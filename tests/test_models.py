@@ -16,7 +16,7 @@ from flax import nnx
 import models
 from attn import Grid
 from models.attention import ATTENTION, make_attention
-from models.layers import drop_path
+from models.layers import LayerNorm, RMSNorm, drop_path
 from models.mlp import gelu
 from models.names import keyword_options
 from models.remat import REMAT
@@ -399,6 +399,21 @@ def test_gelu_is_exact_with_exact_derivative():
     slope = cdf + wide * np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
     np.testing.assert_allclose(jax.grad(lambda x: gelu(x).sum())(jnp.asarray(x)), slope, atol=1e-6)
     assert gelu(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_norm_statistics_are_float32_under_bfloat16():
+    x = (5 + jax.random.normal(jax.random.key(0), (4, 384))).astype(jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = {
+        LayerNorm: centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6),
+        RMSNorm: wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6),
+    }
+    for norm, reference in expected.items():
+        y = norm(384, dtype=jnp.bfloat16)(x)
+        assert y.dtype == jnp.bfloat16
+        # Nothing but the rounding of the result, half a unit in the eighth bit.
+        np.testing.assert_allclose(y.astype(jnp.float32), reference, rtol=2**-8, atol=1e-5)
 
 
 def test_initialization_schemes():

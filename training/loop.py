@@ -29,6 +29,7 @@ from training.run import Run, prepare
 from training.state import TrainState
 from training.step import finish_metrics
 
+MOST_STEPS_UNDER_WAY = 2
 DRY_RUN = {
     "train.steps": 2,
     "optim.warmup": "0",
@@ -145,6 +146,7 @@ class Session:
         if self.primary and self.first_step == 0 and not self.terminal.quiet:
             self.terminal.say(provenance.headline(run))
         window = _Window()
+        under_way: collections.deque[jax.Array] = collections.deque()
         tracer = _Tracer(self.workdir / "profile", self.first_step, total) if profile else None
         with contextlib.closing(
             feeding.train_stream(run.config, run.source, self.step * run.config.data.batch_size)
@@ -153,8 +155,12 @@ class Session:
             while self.step < total:
                 batch, ids = next(batches)
                 with jax.transfer_guard("disallow"):
-                    self.state = run.step(self.state, batch, run.partner_arrays)
+                    self.state, done = run.step(self.state, batch, run.partner_arrays)
                 self.step += 1
+                # Dispatch is asynchronous: without a bound, batches pile up on the devices and a signal is late.
+                under_way.append(done)
+                if len(under_way) > MOST_STEPS_UNDER_WAY:
+                    under_way.popleft().block_until_ready()
                 window.steps += 1
                 if self.step == self.first_step + 1:
                     self._report_first_step()
@@ -230,7 +236,7 @@ class Session:
         window.restart()
 
     def _check_health(self, health: Mapping[str, Any]) -> None:
-        if not health["bad_steps"] or self.run.config.train.nonfinite == "skip":
+        if self.run.config.train.nonfinite == "skip" or not health["bad_steps"]:
             return
         names = [n for n, bad in zip(self.run.group_names, health["bad_groups"], strict=True) if bad]
         groups = (
@@ -270,6 +276,8 @@ class Session:
 
     def _finish(self, window: _Window) -> dict[str, Any]:
         self.checkpoints.wait()
+        if not self.eval_results:  # a run that was stopped between its last save and here
+            self._evaluate()
         seconds = max(window.all_seconds, 1e-9)
         totals = {
             "seconds": time.perf_counter() - self.started,
@@ -317,7 +325,7 @@ class _Tracer:
 
     def __init__(self, folder: Path, first_step: int, total: int):
         self.folder, self.begin = folder, min(first_step + 3, max(total - 3, first_step + 1))
-        self.end = self.begin + 3
+        self.end = min(self.begin + 3, total)
 
     def after(self, step: int, state: TrainState) -> None:
         if step == self.begin:

@@ -31,7 +31,7 @@ class Run:
       graph: static part of the model.
       template: shapes and types of the state; `shardings` has the same structure.
       total_steps: length of the run.
-      step: the compiled step `(state, batch, partners) -> state`; it donates the state.
+      step: the compiled step `(state, batch, partners) -> (state, done)`; it donates the state.
       fresh_metrics: zeroed sums for the log.
       group_names: parameter groups in the order of `state.health["bad_groups"]`.
       partner_graphs, partner_arrays: frozen partner models.
@@ -47,7 +47,7 @@ class Run:
     total_steps: int
     examples: int
     learning_rate: Callable[[Any], Any]
-    step: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, jax.Array]]
     initial_state: Callable[[], TrainState]
     fresh_metrics: Callable[[], Any]
     group_names: tuple[str, ...]
@@ -161,7 +161,10 @@ def prepare(
     )
     batch_shardings = dict.fromkeys(batch_shapes, mesh.batch_sharding(device_mesh))
     jitted = jax.jit(
-        function, donate_argnums=0, in_shardings=(shardings, batch_shardings, whole), out_shardings=shardings
+        function,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_shardings, whole),
+        out_shardings=(shardings, whole),
     )
     return Run(
         config=config,

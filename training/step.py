@@ -30,8 +30,10 @@ def make_step(
     *,
     parts: int,
     ema_decay: float,
-) -> Callable[[TrainState, Mapping[str, jax.Array], Any], TrainState]:
-    """Builds `step(state, batch, partners) -> state`; nothing else leaves the device.
+) -> Callable[[TrainState, Mapping[str, jax.Array], Any], tuple[TrainState, jax.Array]]:
+    """Builds `step(state, batch, partners) -> (state, done)`.
+
+    `done` is a scalar to wait for, never to read: the state itself is donated to the next step.
 
     A step whose loss or gradients are not finite changes nothing but `step` and `health`; the loop decides whether to
     go on.
@@ -77,7 +79,7 @@ def make_step(
         grads = jax.tree.map(lambda g: g / parts, grads)
         return losses.mean(), grads, model_state, jax.tree.map(lambda s: s.mean(0), scalars), sums
 
-    def step(state: TrainState, batch: Mapping[str, jax.Array], partner_arrays: Any) -> TrainState:
+    def step(state: TrainState, batch: Mapping[str, jax.Array], partner_arrays: Any) -> tuple[TrainState, jax.Array]:
         partners = merge_partners(partner_graphs, partner_arrays)
         prepare_key, forward_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         prepared = task.prepare(batch, prepare_key)
@@ -109,7 +111,7 @@ def make_step(
                 for name, metric in train_metrics.items()
             },
         }
-        return TrainState(
+        after = TrainState(
             step=state.step + 1,
             params=keep(params, state.params),
             model_state=keep(model_state, state.model_state),
@@ -119,6 +121,7 @@ def make_step(
             health=health,
             metrics=metrics,
         )
+        return after, after.step.astype(jnp.float32)
 
     return step
 
