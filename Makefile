@@ -31,7 +31,7 @@ fast: env
 
 # A cross-section for another Python and another JAX: make smoke PYTHON=python3.12 VENV=.venv312
 smoke: env
-	$(PY) -m pytest -n 2 -m smoke
+	$(PY) -m pytest -n 2 -m "smoke and not slow"
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,8 @@ import scipy.ndimage
 
 from attn import Grid, dense_attention, resample_positions, sincos_2d
 
+pytestmark = pytest.mark.smoke
+
 
 def attention_oracle(q, k, v, mask=None, bias=None, scale=None):
     """One query and head at a time, float64."""

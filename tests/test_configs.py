@@ -9,6 +9,8 @@ import configs
 from configs import schema
 from configs.base import FIELDS
 
+pytestmark = pytest.mark.smoke
+
 QUICKSTART = str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py")
 SMALL = {"data.batch_size": 64, "train.steps": 100}
 

@@ -6,6 +6,8 @@ import pytest
 from data.randaugment import Strength
 from data.transforms import TRANSFORMS, parse_transforms
 
+pytestmark = pytest.mark.smoke
+
 IMAGE = {"image": "image"}
 
 

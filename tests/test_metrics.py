@@ -9,6 +9,8 @@ from scipy.special import log_softmax, softmax
 
 from tasks import calibration, metrics
 
+pytestmark = pytest.mark.smoke
+
 CLASSES = 7
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from training import schedules
 
+pytestmark = pytest.mark.smoke
+
 
 def rates(schedule, steps, total=100, warmup=10, cooldown=0, final_fraction=0.0, learning_rate=2.0):
     cfg = SimpleNamespace(schedule=schedule, learning_rate=learning_rate, final_fraction=final_fraction)

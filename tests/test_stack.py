@@ -67,7 +67,14 @@ def x():
 
 
 def close(a, b, tolerance=1e-6):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), a, b)
+    """Equal up to the rounding of sums, which is relative to their terms: to the largest number of an array, not to
+    each of its elements. The order of summation differs between twins, more so in programs compiled without fusion.
+    """
+
+    def compare(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, float(np.abs(b).max(initial=0))))
+
+    jax.tree.map(compare, a, b)
 
 
 def test_twins_start_equal_and_names_say_which_layers(twins):
@@ -137,7 +144,7 @@ def test_intermediates_of_chosen_layers_only(twins, x):
     if twins[0].group == 1:
         assert sites == ["1.probs", "1.probs.1", "3.probs", "3.probs.1"]
     y, _ = twins[0](x, GRID)
-    np.testing.assert_allclose(results[0]["3"], y, rtol=1e-6)
+    close(results[0]["3"], y)
     assert not np.allclose(results[0]["1"], y)
     with pytest.raises(ValueError, match="no layer 4, there are 4"):
         twins[0](x, GRID, layers=(4,))

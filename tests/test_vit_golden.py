@@ -19,6 +19,8 @@ import models
 from models.vit import VisionTransformer
 from models.vit_weights import from_timm_config, from_torch
 
+pytestmark = pytest.mark.smoke
+
 HERE = Path(__file__).resolve().parent
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", HERE.parent.parent / "shared" / "golden" / "shared"))
 COMMITTED = sorted((HERE / "golden").glob("vit_*.npz"))
