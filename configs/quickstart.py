@@ -3,8 +3,8 @@
     make train
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Cost: 0.3 M parameters; about a minute and a half on two CPU cores.
-Expected: at least 97% top-1 on the fixed 355 held-out images (measured: docs/benchmarks.md).
+Cost: 0.3 M parameters, 5.0 M multiply-adds an image forward; two minutes on two CPU cores.
+Expected: 97.7% to 99.4% top-1 on the fixed 355 held-out images (measured over 5 seeds: docs/benchmarks.md).
 """
 
 from configs import base
