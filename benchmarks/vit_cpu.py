@@ -1,12 +1,10 @@
 """A ViT's train step and inference on this CPU, beside timm with PyTorch, in one run.
 
-    python -m benchmarks.vit_cpu [--model=vit_s16] [--batch=8] [--rounds=5] [--parts]
+    python -m benchmarks.vit_cpu [--model=vit_s16] [--batch=8] [--rounds=5] [--unrolled]
 
 Needs the extra `bench`. Both sides take turns, round by round, so that a busy machine slows both; the figure is the
-ratio of the
-medians. Float32, two numbers of work: `infer` is a forward pass, `train` is forward, backward and an AdamW update.
-`--parts` also
-times the pieces of ours: attention, MLP, GELU, norm.
+ratio of the medians. Float32, two kinds of work: `infer` is a forward pass, `train` is forward, backward and an AdamW
+update.
 """
 
 from __future__ import annotations
