@@ -11,7 +11,6 @@ the like change its keys.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import configs
 from configs import Config
-from training import command
+from training import command, workdir
 
 
 def main(arguments: list[str]) -> int:
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> int:
     config = _config(path, overrides, saved)
     command.start_jax(config.log.cache_directory)
     if output is not None:
-        _check_writable(output)
+        workdir.check_writable(output, f"--output={output}")
     use_ema = options.weights if options.weights is None else options.weights == "ema"
     if options.generate is not None:
         return _generate(config, saved, use_ema, options.generate, output)
@@ -75,13 +74,6 @@ def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | 
     return configs.from_dict(saved["config"], overrides)
 
 
-def _check_writable(output: Path) -> None:
-    """Refuses a folder that cannot be written before any work is done."""
-    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"{output}: cannot be written ({existing} is read-only or a file); give --output=FOLDER")
-
-
 def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, output: Path | None) -> int:
     from training import predict, results, trained
 
@@ -102,7 +94,7 @@ def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, outp
     return 0
 
 
-def _evaluate(config: Config, saved: Any, use_ema: bool | None, workdir: str | None, output: Path | None) -> int:
+def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None) -> int:
     from training import evaluate, results, trained
 
     sets = evaluate.open_sets(config)
@@ -110,7 +102,7 @@ def _evaluate(config: Config, saved: Any, use_ema: bool | None, workdir: str | N
     found = {label: model.evaluate(source) for label, source in sets.items()}
     print(results.table(found, model.task.columns))
     if output is not None:
-        for file in results.write(output, model, sets, found, Path(workdir) if workdir else None):
+        for file in results.write(output, model, sets, found, Path(run) if run else None):
             print(file)
     return 0
 

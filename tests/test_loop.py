@@ -1,6 +1,5 @@
 """The training loop: what it reads, when it stops, and that its parts agree with each other."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,42 +45,46 @@ def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_the_host_reads_results_at_log_steps_only(tmp_path, monkeypatch):
-    """Every way in which an array reaches the host ends in `ArrayImpl._value` or `__array__`; both are counted."""
-    inside, outside = [], []
+def count_reads(steps, workdir, monkeypatch):
+    """`(through hostread, in any way)`: arrays that reach the host while a run of one log line takes its steps.
+
+    `float(x)`, `np.asarray(x)`, `x.item()` and `jax.device_get` all end in `ArrayImpl._value`.
+    """
+    total = []
     value = ArrayImpl._value.fget
+    run_steps = loop.Session.run_steps
 
-    def counted(self):
-        (inside if counting["read"] else outside).append(self.shape)
-        return value(self)
+    def watched(self, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(ArrayImpl, "_value", property(lambda array: (total.append(array.shape), value(array))[1]))
+            hostread.reads = 0
+            return run_steps(self, *arguments)
 
-    counting = {"read": False}
-    read = hostread.read
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Session, "run_steps", watched)
+        loop.train(tiny.config(train__steps=steps, log__every_steps=steps), workdir, terminal=tiny.quiet())
+    return hostread.reads, len(total)
 
-    def noted(tree):
-        counting["read"] = True
-        try:
-            return read(tree)
-        finally:
-            counting["read"] = False
 
-    monkeypatch.setattr(hostread, "read", noted)
-    hostread.reads = 0
-    session_steps = loop.Session.run_steps
+def test_the_host_reads_results_at_log_steps_only(tmp_path, monkeypatch):
+    few, many = (count_reads(steps, tmp_path / str(steps), monkeypatch) for steps in (4, 12))
+    # The log line, an evaluation, a look at health before the save, and the parameters for the summary.
+    assert few[0] == many[0] == 4
+    assert few[1] == many[1]  # no step adds a read of any kind
+    assert few[1] > 4
 
-    def watched(self, *args):
-        monkeypatch.setattr(ArrayImpl, "_value", property(counted))
-        hostread.reads = 0
-        return session_steps(self, *args)
 
-    monkeypatch.setattr(loop.Session, "run_steps", watched)
-    loop.train(tiny.config(train__steps=12, log__every_steps=4), tmp_path, terminal=tiny.quiet())
-    # Three log steps; at the end one evaluation, one look at health before the save, and the parameters for the
-    # summary.
-    assert hostread.reads == 3 + 3
-    # The save copies the state once; learning rates of log lines are computed on the host's own small arrays.
-    state_leaves = len(jax.tree.leaves(checkpoint.restore_for_eval(tmp_path)["params"]))
-    assert sum(len(shape) > 1 for shape in outside) <= 10 * state_leaves
+def test_a_stray_read_would_be_counted(tmp_path, monkeypatch):
+    """The planted fault of the test above: one number read after each step."""
+    between = loop.Session._between_steps
+
+    def careless(self, *arguments):
+        float(self.state.step)
+        return between(self, *arguments)
+
+    monkeypatch.setattr(loop.Session, "_between_steps", careless)
+    few, many = (count_reads(steps, tmp_path / str(steps), monkeypatch) for steps in (4, 12))
+    assert many[1] - few[1] == 8
 
 
 class NaNAtExample(Classification):

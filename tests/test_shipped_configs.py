@@ -136,4 +136,4 @@ def test_full_size_models_have_the_parameters_they_state(name, argument, sets):
         / 1e6
     )
     stated = float(re.search(r"([\d.]+) M parameters", (ROOT / "configs" / f"{name}.py").read_text())[1])
-    assert abs(millions - stated) <= 0.05 * stated, millions
+    assert abs(millions - stated) <= 0.01 * stated, millions

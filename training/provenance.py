@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 
 import configs
 import models
@@ -64,7 +63,6 @@ def headline(run: Run) -> str:
         f"{len(jax.devices())} x {device.device_kind} ({device.platform}), mesh {mesh}, {jax.process_count()} "
         f"process(es)",
     ]
-    model = nnx.eval_shape(lambda: run.task.build_model(nnx.Rngs(0)))
     if "image" in run.task.batch_spec(1):
-        lines.append(str(models.summarize(model, (1, size, size, 3))))
+        lines.append(str(models.summarize(run.model, (1, size, size, 3))))
     return "\n".join(lines)

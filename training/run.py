@@ -28,7 +28,7 @@ class Run:
 
     Attributes:
       source: the examples to learn from; `examples` per epoch (repeats do not lengthen one).
-      graph: static part of the model.
+      model: the model without numbers; `graph` is its static part.
       template: shapes and types of the state; `shardings` has the same structure.
       total_steps: length of the run.
       step: the compiled step `(state, batch, partners) -> (state, done)`; it donates the state.
@@ -41,6 +41,7 @@ class Run:
     task: Task
     source: data.Source
     mesh: jax.sharding.Mesh
+    model: nnx.Module
     graph: Any
     template: TrainState
     shardings: TrainState
@@ -71,14 +72,12 @@ def prepare(
     *,
     task: Task | None = None,
     source: data.Source | None = None,
-    load_model: Callable[[str], nnx.Module] | None = None,
 ) -> Run:
     """Builds task, model shapes, optimizer, mesh and the jitted step.
 
     Args:
       task: in place of the one that `config.train.task` names.
       source: in place of the one that `config.data` names.
-      load_model: how a task's partner is loaded from a path; the default reads a workdir or checkpoint.
 
     Raises:
       ValueError, FileNotFoundError: something in the configuration cannot work; the message says which key.
@@ -111,7 +110,7 @@ def prepare(
         num_layers=getattr(model, "num_layers", None),
         groups=task.optimizers(),
     )
-    partners = task.partners(load_model or initial.load_model)
+    partners = task.partners(initial.load_model)
     split = {name: models.split(partner) for name, partner in partners.items()}
     partner_graphs = {name: parts[0] for name, parts in split.items()}
     whole = mesh.replicated(device_mesh)
@@ -125,8 +124,7 @@ def prepare(
     def arrays(seed: Any) -> tuple[Any, Any]:
         return models.split(task.build_model(nnx.Rngs(jax.random.key(seed))))[1:]
 
-    def zero_metrics(params: Any, model_state: Any) -> dict[str, Any]:
-        return step.fresh_metrics(task, graph, params, model_state, batch_shapes, partner_graphs, partner_arrays)
+    parts = step.loss_parts(task, graph, params, model_state, batch_shapes, partner_graphs, partner_arrays)
 
     def build(params: Any, model_state: Any) -> TrainState:
         ema = {"params": params, "model_state": model_state} if config.optim.ema else {}
@@ -140,7 +138,7 @@ def prepare(
             ema=ema,
             key=jax.random.key(config.seed),
             health=healthy(len(optimizer.group_names)),
-            metrics=zero_metrics(params, model_state),
+            metrics=step.fresh_metrics(task, parts),
         )
 
     template = jax.eval_shape(build, params, model_state)
@@ -171,6 +169,7 @@ def prepare(
         task=task,
         source=source,
         mesh=device_mesh,
+        model=model,
         graph=graph,
         template=template,
         shardings=shardings,
@@ -179,7 +178,7 @@ def prepare(
         learning_rate=learning_rate,
         step=jitted,
         initial_state=initial_state,
-        fresh_metrics=jax.jit(functools.partial(zero_metrics, params, model_state), out_shardings=shardings.metrics),
+        fresh_metrics=jax.jit(functools.partial(step.fresh_metrics, task, parts), out_shardings=shardings.metrics),
         group_names=tuple(optimizer.group_names),
         partner_graphs=partner_graphs,
         partner_arrays=partner_arrays,

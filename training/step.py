@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,6 @@ from tasks.base import Task
 from training import ema as averages
 from training import optim
 from training.state import Flat, TrainState
-
-Partners = Mapping[str, tuple[Any, Flat, Flat]]
 
 
 def merge_partners(graphs: Mapping[str, Any], arrays: Mapping[str, tuple[Flat, Flat]]) -> dict[str, Any]:
@@ -51,39 +49,37 @@ def make_step(
         loss, scalars = task.loss(outputs, batch)
         return loss, (models.split(model)[2], scalars, outputs)
 
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def part(params: Flat, model_state: Flat, sums: Any, batch: Any, key: jax.Array, partners: Any):
+        """Loss, its named parts and gradients of some examples, the model state after them, and metric sums."""
+        (loss, (model_state, scalars, outputs)), grads = gradient_of(params, model_state, batch, key, partners)
+        sums = {name: metric.update(sums[name], outputs, batch) for name, metric in train_metrics.items()}
+        return loss, scalars, grads, model_state, sums
+
     def gradients(state: TrainState, batch: Any, key: jax.Array, partners: Any):
-        """Mean loss and gradients over the parts, the model state after the last one, and metric sums."""
-
-        def part(carry: tuple, inputs: tuple):
-            gradient_sum, model_state, sums = carry
-            piece, piece_key = inputs
-            (loss, (model_state, scalars, outputs)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, model_state, piece, piece_key, partners
-            )
-            updated = {name: metric.update(sums[name], outputs, piece) for name, metric in train_metrics.items()}
-            return (jax.tree.map(jnp.add, gradient_sum, grads), model_state, updated), (loss, scalars)
-
+        """What `part` gives for the whole batch: means over the parts, and the model state after the last one."""
         sums = {name: metric.init() for name, metric in train_metrics.items()}
         if parts == 1:
-            (loss, (model_state, scalars, outputs)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, state.model_state, batch, key, partners
-            )
-            sums = {name: metric.update(sums[name], outputs, batch) for name, metric in train_metrics.items()}
-            return loss, grads, model_state, scalars, sums
+            return part(state.params, state.model_state, sums, batch, key, partners)
+
+        def accumulate(carry: tuple, inputs: tuple):
+            (total, model_state, sums), (piece, piece_key) = carry, inputs
+            loss, scalars, grads, model_state, sums = part(state.params, model_state, sums, piece, piece_key, partners)
+            return (jax.tree.map(jnp.add, total, grads), model_state, sums), (loss, scalars)
+
         pieces = {k: jnp.moveaxis(v.reshape(v.shape[0] // parts, parts, *v.shape[1:]), 1, 0) for k, v in batch.items()}
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
-        (grads, model_state, sums), (losses, scalars) = jax.lax.scan(
-            part, (zeros, state.model_state, sums), (pieces, keys)
-        )
-        grads = jax.tree.map(lambda g: g / parts, grads)
-        return losses.mean(), grads, model_state, jax.tree.map(lambda s: s.mean(0), scalars), sums
+        start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state, sums)
+        (total, model_state, sums), means = jax.lax.scan(accumulate, start, (pieces, keys))
+        loss, scalars = jax.tree.map(lambda values: values.mean(0), means)
+        return loss, scalars, jax.tree.map(lambda g: g / parts, total), model_state, sums
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], partner_arrays: Any) -> tuple[TrainState, jax.Array]:
         partners = merge_partners(partner_graphs, partner_arrays)
         prepare_key, forward_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         prepared = task.prepare(batch, prepare_key)
-        loss, grads, model_state, scalars, sums = gradients(state, prepared, forward_key, partners)
+        loss, scalars, grads, model_state, sums = gradients(state, prepared, forward_key, partners)
         updates, opt_state, aux = optimizer.update(grads, state.opt_state, state.params)
         params = {name: value + updates[name].astype(value.dtype) for name, value in state.params.items()}
         good = jnp.isfinite(loss) & ~aux.bad_groups.any()
@@ -126,10 +122,10 @@ def make_step(
     return step
 
 
-def fresh_metrics(
+def loss_parts(
     task: Task, graph: Any, params: Any, model_state: Any, batch: Any, partner_graphs: Any, partner_arrays: Any
-) -> dict[str, Any]:
-    """Zeroed sums for the log; the names of the loss's parts are found by tracing the task without running it."""
+) -> list[str]:
+    """Names of the scalars that `Task.loss` gives besides the loss, found by tracing the task without running it."""
 
     def trace(params: Any, model_state: Any, batch: Any, arrays: Any):
         key = jax.random.key(0)
@@ -138,10 +134,14 @@ def fresh_metrics(
         outputs = task.forward(models.merge(graph, params, model_state), batch, train=True, key=key, partners=partners)
         return task.loss(outputs, batch)[1]
 
-    names = ["loss", *jax.eval_shape(trace, params, model_state, batch, partner_arrays), "grad_norm"]
+    return list(jax.eval_shape(trace, params, model_state, batch, partner_arrays))
+
+
+def fresh_metrics(task: Task, parts: Sequence[str]) -> dict[str, Any]:
+    """Zeroed sums for the log: of the loss, its named `parts`, the gradient norm and the task's own metrics."""
     return {
         "count": jnp.zeros((), jnp.int32),
-        "means": {name: jnp.zeros((), jnp.float32) for name in names},
+        "means": {name: jnp.zeros((), jnp.float32) for name in ["loss", *parts, "grad_norm"]},
         "task": {name: metric.init() for name, metric in task.train_metrics().items()},
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import configs
-from training import checkpoint, provenance
+from training import checkpoint, evaluate, provenance
 from training import workdir as workdirs
 from training.run import Run
 
@@ -32,9 +32,7 @@ def make(
     """Gathers metrics (fractions, not percent), provenance and a hash of the parameters."""
     return {
         "step": step,
-        "metrics": {
-            label: {k: v for k, v in result.items() if isinstance(v, int | float)} for label, result in results.items()
-        },
+        "metrics": {label: evaluate.scalars(result) for label, result in results.items()},
         "config_hash": configs.digest(run.config),
         "params_sha256": checkpoint.params_sha256(params),
         "commit": provenance.commit(),

@@ -36,6 +36,17 @@ def overrides(workdir: Path) -> dict[str, Any]:
     return _read(path) if path.exists() else {}
 
 
+def check_writable(folder: Path, name: str) -> None:
+    """Refuses a folder that cannot be written, or made, before any work is done; `name` is what the message calls it.
+
+    Raises:
+      PermissionError: it, or the nearest folder above that exists, is read-only or a file.
+    """
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: cannot be written ({existing} is read-only or a file)")
+
+
 def check(workdir: Path, config: Config) -> None:
     """Refuses a workdir that holds another run, or that cannot be written; changes nothing.
 
@@ -45,9 +56,7 @@ def check(workdir: Path, config: Config) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"--workdir={workdir}: is a file, not a folder")
-    existing = next(p for p in [workdir, *workdir.absolute().parents] if p.exists())
-    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
-        raise PermissionError(f"--workdir={workdir}: cannot be written ({existing} is read-only for this user)")
+    check_writable(workdir, f"--workdir={workdir}")
     saved = workdir / "config.json"
     if not saved.exists():
         return
