@@ -135,5 +135,8 @@ def test_full_size_models_have_the_parameters_they_state(name, argument, sets):
         )
         / 1e6
     )
-    stated = float(re.search(r"([\d.]+) M parameters", (ROOT / "configs" / f"{name}.py").read_text())[1])
-    assert abs(millions - stated) <= 0.01 * stated, millions
+    text = re.search(r"([\d.]+) M parameters", (ROOT / "configs" / f"{name}.py").read_text())[1]
+    half_a_digit = 0.5 * 10.0 ** -len(text.partition(".")[2])
+    # The other recipe of a file has another head: within one percent.
+    allowed = max(half_a_digit, 0.01 * float(text) if argument == "big_vision" else 0)
+    assert abs(millions - float(text)) <= allowed, millions
