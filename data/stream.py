@@ -7,7 +7,7 @@ one worker from nothing but its number, so how many threads, workers or processe
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -44,15 +44,15 @@ class _Share:
     """One process's share of every global batch, and how it is cut into chunks."""
 
     batch_size: int  # of the global batch
-    start: int
-    stop: int
+    rows: tuple[int, ...]  # of the global batch, ascending
     chunks: int
 
-    def places(self, number: int) -> range:
+    def places(self, number: int) -> list[int]:
         """The places of chunk `number`, counted from the first example of the first global batch."""
         step, part = divmod(number, self.chunks)
-        first, size = step * self.batch_size + self.start, self.stop - self.start
-        return range(first + size * part // self.chunks, first + size * (part + 1) // self.chunks)
+        size = len(self.rows)
+        rows = self.rows[size * part // self.chunks : size * (part + 1) // self.chunks]
+        return [step * self.batch_size + row for row in rows]
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,7 @@ def train_stream(
     batch_size: int,
     seed: int,
     position: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     workers: int = 0,
     threads: int = 2,
     prefetch: int = 2,
@@ -195,7 +194,8 @@ def train_stream(
     Args:
         source: what to read; see `open_source`.
         transforms: a string such as `random_resized_crop(224)|flip|normalize`, or a parsed one.
-        batch_size: examples of a global batch; each process gets the slice `[k * B / P, (k + 1) * B / P)` of it.
+        batch_size: examples of a global batch.
+        rows: of every global batch, those that this process makes, ascending; None for all.
         seed: chooses the order of every epoch and all augmentation.
         position: examples consumed before, over all epochs and processes; continues a run, on any number of processes.
         workers: worker processes of this process; 0 to work in threads only.
@@ -206,7 +206,7 @@ def train_stream(
         mean, std: of pixel values between 0 and 1, one number or one for each channel, for `normalize`.
     """
     loader = _loader(source, transforms, seed, on_error, mean, std)
-    share = _share(batch_size, process_index, process_count)
+    share = _share(batch_size, rows)
     for name, value, least in (("position", position, 0), ("data.repeats", repeats, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -219,8 +219,7 @@ def eval_batches(
     *,
     transforms: str | Pipeline,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     workers: int = 0,
     threads: int = 2,
     prefetch: int = 2,
@@ -234,7 +233,7 @@ def eval_batches(
     `on_error` is "replace". Every process makes the same number of steps.
     """
     loader = _loader(source, transforms, 0, on_error, mean, std)
-    share = _share(batch_size, process_index, process_count)
+    share = _share(batch_size, rows)
     steps = -(-len(source) // batch_size)
     return EvalBatches(_EvalChunk(loader, share), steps, share, workers=workers, threads=threads, prefetch=prefetch)
 
@@ -251,13 +250,13 @@ def _loader(
     return Loader(source, pipeline, seed, on_error)
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> _Share:
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"data.batch_size {batch_size} must be a positive multiple of the {process_count} processes")
-    size = batch_size // process_count
-    return _Share(batch_size, process_index * size, (process_index + 1) * size, chunks=-(-size // CHUNK_EXAMPLES))
+def _share(batch_size: int, rows: Sequence[int] | None) -> _Share:
+    if batch_size < 1:
+        raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
+    chosen = tuple(range(batch_size)) if rows is None else tuple(map(int, rows))
+    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < batch_size:
+        raise ValueError(f"rows must be distinct, ascending and in 0..{batch_size - 1}, got {chosen[:4]}...")
+    return _Share(batch_size, chosen, chunks=-(-len(chosen) // CHUNK_EXAMPLES))
 
 
 def stack(records: list[Record]) -> Batch:

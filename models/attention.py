@@ -40,10 +40,11 @@ class DenseAttention(nnx.Module):
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads, self.dropout = heads, dropout
         start = scheme(init)
-        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, dtype=dtype, rngs=rngs)
+        split = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
+        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **split)
         self.q_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
         self.k_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
-        self.proj = Linear(width, width, kernel_init=start.linear, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, kernel_init=start.linear, split="in", **split)
 
     def __call__(
         self,
@@ -74,8 +75,9 @@ class IdentityAttention(nnx.Module):
     ):
         self.heads = heads
         start = scheme(init)
-        self.value = Linear(width, width, use_bias=qkv_bias, kernel_init=start.linear, dtype=dtype, rngs=rngs)
-        self.proj = Linear(width, width, kernel_init=start.linear, dtype=dtype, rngs=rngs)
+        shared = {"kernel_init": start.linear, "units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
+        self.value = Linear(width, width, use_bias=qkv_bias, split="out", **shared)
+        self.proj = Linear(width, width, split="in", **shared)
 
     def __call__(
         self,
@@ -120,7 +122,8 @@ class DifferentialAttention(nnx.Module):
         self.heads, self.dropout = heads, dropout
         half = width // heads // 2
         start = scheme(init)
-        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, dtype=dtype, rngs=rngs)
+        split = {"units": (heads, "pairs of heads"), "dtype": dtype, "rngs": rngs}
+        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **split)
         self.q_norm = LayerNorm(half, eps=norm_eps, dtype=dtype) if qk_norm else None
         self.k_norm = LayerNorm(half, eps=norm_eps, dtype=dtype) if qk_norm else None
         normal = jax.nn.initializers.normal(0.1)
@@ -128,7 +131,7 @@ class DifferentialAttention(nnx.Module):
             nnx.Param(normal(rngs.params(), (half,), jnp.float32)) for _ in range(4)
         )
         self.sub_norm = RMSNorm(2 * half, eps=1e-5, dtype=dtype)
-        self.proj = Linear(width, width, kernel_init=start.linear, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, kernel_init=start.linear, split="in", **split)
 
     def __call__(
         self,
@@ -165,12 +168,11 @@ def project_qkv(
     qkv: Linear, x: Float[Array, "B N C"], context: Float[Array, "B M C"] | None, heads: int
 ) -> tuple[Float[Array, "B N H D"], Float[Array, "B M H D"], Float[Array, "B M H D"]]:
     """Queries from x, keys and values from the context (x itself unless given), through one fused projection."""
-    batch, tokens, width = x.shape
     if context is None:
-        fused = checkpoint_name(qkv(x), "attention_qkv").reshape(batch, tokens, 3, heads, width // heads)
+        fused = checkpoint_name(qkv.parts(x, 3, heads), "attention_qkv")
         return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
-    q = checkpoint_name(qkv(x)[..., :width], "attention_qkv").reshape(batch, tokens, heads, -1)
-    fused = checkpoint_name(qkv(context)[..., width:], "attention_qkv").reshape(batch, context.shape[1], 2, heads, -1)
+    q = checkpoint_name(qkv.parts(x, 3, heads)[:, :, 0], "attention_qkv")
+    fused = checkpoint_name(qkv.parts(context, 3, heads)[:, :, 1:], "attention_qkv")
     return q, fused[:, :, 0], fused[:, :, 1]
 
 

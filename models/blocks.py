@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from attn import Grid, Hook
-from models import layers
+from models import layers, partition
 from models.attention import make_attention
 from models.layers import DType, LayerNorm, LayerScale
 from models.mlp import MLPS
@@ -110,7 +110,7 @@ class Block(nnx.Module):
         def drop(y: Array) -> Array:
             return layers.drop_path(y, drop_path, train=train, key=next(keys))
 
-        return self.forward(x, attend, feed, drop)
+        return partition.over_batch(self.forward(x, attend, feed, drop))
 
     def forward(self, x: Array, attend: Callable, feed: Callable, drop: Callable) -> Array:
         """The block in terms of `attend(module, x)`, `feed(module, x)` and `drop(branch)`."""

@@ -8,13 +8,24 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from models import partition
 from models.init import Initializer
+from models.partition import BATCH, TENSOR, Split
 
 DType = Any
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias` on the last axis, kernel `[in, out]`."""
+    """`x @ kernel + bias` on the last axis, kernel `[in, out]`.
+
+    Two layers of a pair can share their work over the mesh axis `tensor`: the first has its output split
+    (`split="out"`), the second its input (`split="in"`), and one sum over devices follows the second.
+
+    Args:
+      split: `"out"`, `"in"`, `"parts"` for a fused layer whose output is several parts of units each (queries, keys and
+        values; gate and value) and is taken by `parts`, or None.
+      units: what cannot be cut along the split axis, and its name: `(heads, "heads")`; the features unless given.
+    """
 
     def __init__(
         self,
@@ -24,20 +35,45 @@ class Linear(nnx.Module):
         kernel_init: Initializer,
         bias_init: Initializer = jax.nn.initializers.zeros,
         use_bias: bool = True,
+        split: str | None = None,
+        units: tuple[int, str] | None = None,
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        self.dtype = dtype
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (features_in, features_out), jnp.float32))
-        self.bias = nnx.Param(bias_init(rngs.params(), (features_out,), jnp.float32)) if use_bias else None
+        self.dtype, self.split = dtype, split
+        count, what = units or (features_out if split == "out" else features_in, "features")
+        # A fused kernel is stored split along its input: contiguous pieces of its output would not be whole parts.
+        axis = None if split is None else -1 if split == "out" else -2
+        kernel = kernel_init(rngs.params(), (features_in, features_out), jnp.float32)
+        self.kernel = partition.parameter(kernel, None if axis is None else Split(axis, count, what))
+        bias = bias_init(rngs.params(), (features_out,), jnp.float32) if use_bias else None
+        bias_split = Split(-1, count, what) if split == "out" else None
+        self.bias = None if bias is None else partition.parameter(bias, bias_split)
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """In `dtype`, or that of x."""
         dtype = self.dtype or x.dtype
         # As one matrix of rows: XLA's CPU backend then takes 12 to 18% off a ViT's train step (docs/benchmarks.md).
-        y = x.astype(dtype).reshape(-1, x.shape[-1]) @ self.kernel[...].astype(dtype)
+        y = x.astype(dtype).reshape(-1, x.shape[-1]) @ partition.gathered(self.kernel, dtype)
         y = y if self.bias is None else y + self.bias[...].astype(dtype)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        y = y.reshape(*x.shape[:-1], y.shape[-1])
+        last = TENSOR if self.split == "out" else None
+        return partition.constrain(y, BATCH, *[None] * (y.ndim - 2), last)
+
+    def parts(self, x: Float[Array, "... I"], parts: int, units: int) -> Float[Array, "... P U D"]:
+        """The output of a fused layer as `parts` of `units` of equal width, split over `tensor` by units."""
+        if partition.tensor_ways() == 1:
+            return self(x).reshape(*x.shape[:-1], parts, units, -1)
+        dtype = self.dtype or x.dtype
+        # From pieces of the input axis to whole units: the weights change places, which is less than the activations.
+        kernel = partition.gathered(self.kernel, dtype).reshape(x.shape[-1], parts, units, -1)
+        kernel = partition.constrain(kernel, TENSOR, None, None, None)
+        kernel = partition.constrain(kernel, None, None, TENSOR, None)
+        y = jnp.tensordot(x.astype(dtype), kernel, 1)
+        if self.bias is not None:
+            bias = self.bias[...].astype(dtype).reshape(parts, units, -1)
+            y = y + partition.constrain(bias, None, TENSOR, None)
+        return partition.constrain(y, BATCH, *[None] * (y.ndim - 3), TENSOR, None)
 
 
 class LayerNorm(nnx.Module):
@@ -97,8 +133,8 @@ class PatchEmbed(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.patch, self.dtype = patch, dtype
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (*patch, channels, width), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if use_bias else None
+        self.kernel = partition.parameter(kernel_init(rngs.params(), (*patch, channels, width), jnp.float32))
+        self.bias = partition.parameter(jnp.zeros((width,), jnp.float32)) if use_bias else None
 
     def grid_shape(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches. ValueError if the image is not divisible."""
@@ -118,8 +154,8 @@ class PatchEmbed(nnx.Module):
         # A reshape and one matrix product: the same numbers as the strided convolution, faster on CPUs.
         x = images.astype(dtype).reshape(batch, rows, self.patch[0], columns, self.patch[1], channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
-        y = x @ self.kernel[...].astype(dtype).reshape(x.shape[-1], -1)
-        return y if self.bias is None else y + self.bias[...].astype(dtype)
+        y = x @ partition.gathered(self.kernel, dtype).reshape(x.shape[-1], -1)
+        return partition.over_batch(y if self.bias is None else y + self.bias[...].astype(dtype))
 
 
 def fold_key(key: PRNGKeyArray | None, number: int) -> PRNGKeyArray | None:

@@ -53,8 +53,8 @@ class Mlp(nnx.Module):
         self.activation, self.dropout = activation, dropout
         start = scheme(init)
         shared = {"kernel_init": start.linear, "bias_init": start.mlp_bias, "dtype": dtype, "rngs": rngs}
-        self.fc1 = Linear(width, hidden, **shared)
-        self.fc2 = Linear(hidden, width, **shared)
+        self.fc1 = Linear(width, hidden, split="out", units=(hidden, "hidden units"), **shared)
+        self.fc2 = Linear(hidden, width, split="in", units=(hidden, "hidden units"), **shared)
 
     def __call__(
         self, x: Float[Array, "B N C"], *, train: bool = False, key: PRNGKeyArray | None = None
@@ -74,17 +74,18 @@ class SwiGLU(nnx.Module):
     def __init__(
         self, width: int, hidden: int, *, activation: str, dropout: float, init: str, dtype: DType, rngs: nnx.Rngs
     ):
-        self.dropout = dropout
+        self.dropout, self.hidden = dropout, hidden
         start = scheme(init)
         shared = {"kernel_init": start.linear, "bias_init": start.mlp_bias, "dtype": dtype, "rngs": rngs}
-        self.fc1 = Linear(width, 2 * hidden, **shared)
-        self.fc2 = Linear(hidden, width, **shared)
+        self.fc1 = Linear(width, 2 * hidden, split="parts", units=(hidden, "hidden units"), **shared)
+        self.fc2 = Linear(hidden, width, split="in", units=(hidden, "hidden units"), **shared)
 
     def __call__(
         self, x: Float[Array, "B N C"], *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "B N C"]:
         """The key is for dropout."""
-        gate, value = jnp.split(checkpoint_name(self.fc1(x), "mlp_hidden"), 2, axis=-1)
+        both = checkpoint_name(self.fc1.parts(x, 2, self.hidden), "mlp_hidden")[..., 0]
+        gate, value = both[..., 0, :], both[..., 1, :]
         hidden = dropout(jax.nn.silu(gate) * value, self.dropout, train=train, key=fold_key(key, 0))
         return dropout(self.fc2(hidden), self.dropout, train=train, key=fold_key(key, 1))
 

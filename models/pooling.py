@@ -28,18 +28,18 @@ class AttentionPool(nnx.Module):
         self.heads = heads
         start = scheme(init)
         self.latent = nnx.Param(start.latent(rngs.params(), (1, 1, width), jnp.float32))
-        shared = {"kernel_init": start.linear, "dtype": dtype, "rngs": rngs}
-        self.q = Linear(width, width, **shared)
-        self.kv = Linear(width, 2 * width, **(shared | {"kernel_init": start.qkv}))
-        self.proj = Linear(width, width, **shared)
+        shared = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
+        self.q = Linear(width, width, kernel_init=start.linear, split="out", **shared)
+        self.kv = Linear(width, 2 * width, kernel_init=start.qkv, split="parts", **shared)
+        self.proj = Linear(width, width, kernel_init=start.linear, split="in", **shared)
         self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype)
         self.mlp = Mlp(width, mlp_width, activation=activation, dropout=0.0, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N C"], *, hook: Hook | None = None) -> Float[Array, "B C"]:
         """Hook sites are those of `dense_attention`, with `layer="pool"`."""
-        batch, tokens, width = x.shape
+        batch, _, width = x.shape
         latent = jnp.broadcast_to(self.latent[...].astype(x.dtype), (batch, 1, width))
         q = self.q(latent).reshape(batch, 1, self.heads, -1)
-        k, v = jnp.moveaxis(self.kv(x).reshape(batch, tokens, 2, self.heads, -1), 2, 0)
+        k, v = jnp.moveaxis(self.kv.parts(x, 2, self.heads), 2, 0)
         y = self.proj(dense_attention(q, k, v, hook=hook, layer="pool").reshape(batch, 1, width))
         return (y + self.mlp(self.norm(y)))[:, 0]

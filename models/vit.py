@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from attn import RESAMPLE_METHODS, Grid, Hook, resample_positions, sincos_2d
+from models import partition
 from models.blocks import BLOCKS, BlockOptions
 from models.init import scheme
 from models.layers import DType, LayerNorm, Linear, PatchEmbed, dropout, fold_key
@@ -111,6 +112,7 @@ class VisionTransformer(nnx.Module):
         start = scheme(init)
         self.width, self.depth, self.num_classes, self.dtype = width, depth, num_classes, dtype
         self.position, self.position_resample, self.pool = position, position_resample, pool
+        self.heads, self.block, self.activation, self.qkv_bias = heads, block, activation, qkv_bias
         self.drop_path, self.dropout = drop_path, dropout
 
         self.patch_embed = PatchEmbed(
@@ -254,7 +256,7 @@ class VisionTransformer(nnx.Module):
         x = jnp.concatenate([*prefix, x], axis=1)
         if positions is not None and self.prefix_positions:
             x = x + positions.astype(x.dtype)
-        return x, grid
+        return partition.over_batch(x), grid
 
     def _positions(self, grid: Grid) -> Float[Array, "1 N C"] | None:
         if self.position == "sincos2d":

@@ -49,14 +49,24 @@ def test_batches_hold_every_field(reference):
     np.testing.assert_array_equal(batch["label"], batch["index"] % 5)
 
 
+def rows(index, processes, batch_size=BATCH):
+    """The rows of one of several processes that share a batch in order."""
+    size = batch_size // processes
+    return range(index * size, (index + 1) * size)
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("threads", [0, 3])
 def test_processes_and_threads_do_not_change_the_global_batch(source, reference, processes, threads):
-    shares = [
-        collect(source, 7, process_index=index, process_count=processes, threads=threads) for index in range(processes)
-    ]
+    shares = [collect(source, 7, rows=rows(index, processes), threads=threads) for index in range(processes)]
     for step in range(7):
         assert_same(joined([share[step] for share in shares]), reference[step])
+
+
+def test_a_process_may_hold_rows_that_are_no_neighbours(source, reference):
+    chosen = [*range(4, 8), *range(12, 16)]
+    for got, whole in zip(collect(source, 3, rows=chosen), reference, strict=False):
+        assert_same(got, {name: value[chosen] for name, value in whole.items()})
 
 
 def test_chunks_do_not_change_the_batch(source, reference, monkeypatch):
@@ -82,7 +92,7 @@ def test_a_run_continues_at_any_position_on_any_number_of_processes(source, refe
         position = first.position
     assert position == 3 * BATCH
     shares = [
-        collect(source, 4, position=position, process_index=index, process_count=processes)
+        collect(source, 4, position=position, rows=rows(index, processes))
         for index in range(processes)
     ]
     for step in range(4):
@@ -146,8 +156,7 @@ def test_evaluation_sees_every_example_once_in_equally_many_steps(source, proces
             source,
             transforms="resize(8)|normalize",
             batch_size=batch_size,
-            process_index=index,
-            process_count=processes,
+            rows=rows(index, processes, batch_size),
         )
         got = list(batches)
         counts.add((len(batches), len(got)))
@@ -191,7 +200,7 @@ def test_a_corrupt_image_is_replaced_by_the_same_one_everywhere(broken):
     whole = joined(batches)
     assert len(whole["index"]) == 60
     assert not bad & set(whole["index"].tolist())
-    with data.train_stream(broken, **options, position=30, process_index=1, process_count=2) as stream:
+    with data.train_stream(broken, **options, position=30, rows=range(10, 20)) as stream:
         np.testing.assert_array_equal(next(stream)["index"], whole["index"][40:50])
 
 
@@ -229,8 +238,8 @@ def test_labels_and_pixels_are_checked(columns, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 25, "process_count": 2}, "data.batch_size 25 must be a positive multiple of the 2 processes"),
-        ({"process_index": 2, "process_count": 2}, "process_index must be in 0..1"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1"),
+        ({"rows": range(BATCH, BATCH + 2)}, f"rows must be distinct, ascending and in 0..{BATCH - 1}"),
         ({"on_error": "ignore"}, "unknown data.on_error 'ignore'"),
         ({"transforms": "resize(8)|flop"}, "unknown transform 'flop'"),
         ({"transforms": "flip(on='mask')"}, "unknown field in on="),

@@ -100,9 +100,9 @@ class Evaluator:
         self.batch_sharding = mesh.batch_sharding(device_mesh)
         whole = mesh.replicated(device_mesh)
         self._init = jax.jit(self._fresh, out_shardings=whole)
-        self._step = jax.jit(self._update, donate_argnums=0, out_shardings=whole)
-        self._predict = jax.jit(self._predictions, out_shardings=whole)
-        self._generate = jax.jit(self._samples, out_shardings=whole)
+        self._step = jax.jit(mesh.under(device_mesh, self._update), donate_argnums=0, out_shardings=whole)
+        self._predict = jax.jit(mesh.under(device_mesh, self._predictions), out_shardings=whole)
+        self._generate = jax.jit(mesh.under(device_mesh, self._samples), out_shardings=whole)
 
     def _fresh(self) -> Any:
         return {name: metric.init() for name, metric in self.metrics.items()}
@@ -126,7 +126,7 @@ class Evaluator:
         return {"index": batch["index"], "valid": batch["valid"], **found}
 
     def _on_device(self, source: data.Source, complete: bool) -> Iterator[dict[str, jax.Array]]:
-        for batch in feeding.eval_batches(self.config, source):
+        for batch in feeding.eval_batches(self.config, source, self.batch_sharding):
             present = feeding.fields(batch, self.spec, source, "eval_transforms", complete)
             yield mesh.put_batch(present, self.batch_sharding)
 

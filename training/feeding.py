@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 import data
 from configs import Config
+from training import mesh
 
 
 def open_source(config: Config, name: str, split: str) -> data.Source:
@@ -29,8 +31,6 @@ def _common(config: Config) -> dict[str, Any]:
     return dict(
         mean=settings.mean,
         std=settings.std,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         workers=settings.workers,
         threads=settings.threads,
         prefetch=settings.prefetch,
@@ -38,8 +38,10 @@ def _common(config: Config) -> dict[str, Any]:
     )
 
 
-def train_stream(config: Config, source: data.Source, position: int) -> data.TrainStream:
-    """Training batches from a global position on."""
+def train_stream(
+    config: Config, source: data.Source, position: int, sharding: NamedSharding | None = None
+) -> data.TrainStream:
+    """Training batches from a global position on: the rows that `sharding` gives to this process, or whole ones."""
     settings = config.data
     return data.train_stream(
         source,
@@ -47,20 +49,27 @@ def train_stream(config: Config, source: data.Source, position: int) -> data.Tra
         batch_size=settings.batch_size,
         seed=config.seed,
         position=position,
+        rows=_rows(sharding, settings.batch_size),
         repeats=settings.repeats,
         **_common(config),
     )
 
 
-def eval_batches(config: Config, source: data.Source) -> data.EvalBatches:
-    """Every example of a set once, in order, the last batch padded."""
+def eval_batches(config: Config, source: data.Source, sharding: NamedSharding | None = None) -> data.EvalBatches:
+    """Every example of a set once, in order, the last batch padded; of each batch the rows of this process."""
     settings = config.data
+    batch_size = config.eval.batch_size or settings.batch_size
     return data.eval_batches(
         source,
         transforms=transforms(settings.eval_transforms, settings.image_size),
-        batch_size=config.eval.batch_size or settings.batch_size,
+        batch_size=batch_size,
+        rows=_rows(sharding, batch_size),
         **_common(config),
     )
+
+
+def _rows(sharding: NamedSharding | None, batch_size: int) -> list[int] | None:
+    return None if sharding is None else mesh.batch_rows(sharding, batch_size)
 
 
 def check(config: Config, source: data.Source, spec: Mapping[str, jax.ShapeDtypeStruct], training: bool) -> None:

@@ -149,7 +149,9 @@ class Session:
         under_way: collections.deque[jax.Array] = collections.deque()
         tracer = _Tracer(self.workdir / "profile", self.first_step, total) if profile else None
         with contextlib.closing(
-            feeding.train_stream(run.config, run.source, self.step * run.config.data.batch_size)
+            feeding.train_stream(
+                run.config, run.source, self.step * run.config.data.batch_size, mesh.batch_sharding(run.mesh)
+            )
         ) as stream:
             batches = self._on_device(stream, window)
             while self.step < total:

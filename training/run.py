@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import data
 import models
 import tasks
 from configs import Config
+from models import partition
 from tasks.base import Task
 from training import checkpoint, feeding, initial, mesh, optim, schedules, step
 from training.state import TrainState, healthy
@@ -72,17 +73,20 @@ def prepare(
     *,
     task: Task | None = None,
     source: data.Source | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Run:
     """Builds task, model shapes, optimizer, mesh and the jitted step.
 
     Args:
       task: in place of the one that `config.train.task` names.
       source: in place of the one that `config.data` names.
+      devices: in place of those of this process. Where they are those of a described topology, which can be compiled
+        for and not run on, `partner_arrays` are shapes.
 
     Raises:
       ValueError, FileNotFoundError: something in the configuration cannot work; the message says which key.
     """
-    device_mesh = mesh.create(config.mesh)
+    device_mesh = mesh.create(config.mesh, devices)
     mesh.check_batch("config.data.batch_size", config.data.batch_size, device_mesh, config.optim.accumulate)
     source = feeding.open_source(config, config.data.name, config.data.train_split) if source is None else source
     task = tasks.create(config.train.task, config, source.info) if task is None else task
@@ -114,7 +118,8 @@ def prepare(
     split = {name: models.split(partner) for name, partner in partners.items()}
     partner_graphs = {name: parts[0] for name, parts in split.items()}
     whole = mesh.replicated(device_mesh)
-    partner_arrays = jax.device_put({name: parts[1:] for name, parts in split.items()}, whole)
+    partner_arrays: Any = {name: parts[1:] for name, parts in split.items()}
+    partner_arrays = jax.eval_shape(lambda: partner_arrays) if devices else mesh.place(partner_arrays, whole)
     batch_shapes = task.batch_spec(config.data.batch_size)
     feeding.check(config, source, batch_shapes, training=True)
 
@@ -142,7 +147,7 @@ def prepare(
         )
 
     template = jax.eval_shape(build, params, model_state)
-    shardings = mesh.tree_shardings(template, device_mesh)
+    shardings = mesh.tree_shardings(template, partition.rules(model), device_mesh)
 
     def initial_state() -> TrainState:
         # Random generators take long to optimize and run once: on a CPU 10 s of compilation become 2 s without.
@@ -151,7 +156,7 @@ def prepare(
         params, model_state = fresh(config.seed)
         if config.model.init_from:
             params, model_state = initial.start_from(config.model.init_from, params, model_state, model)
-            params, model_state = jax.device_put((params, model_state), (shardings.params, shardings.model_state))
+            params, model_state = mesh.place((params, model_state), (shardings.params, shardings.model_state))
         return jax.jit(build, out_shardings=shardings)(params, model_state)
 
     function = step.make_step(
@@ -159,7 +164,7 @@ def prepare(
     )
     batch_shardings = dict.fromkeys(batch_shapes, mesh.batch_sharding(device_mesh))
     jitted = jax.jit(
-        function,
+        mesh.under(device_mesh, function),
         donate_argnums=0,
         in_shardings=(shardings, batch_shardings, whole),
         out_shardings=(shardings, whole),

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from flax import nnx
 
 import data
 import models
 import tasks
 from configs import Config
+from models import partition
 from tasks.base import Task
 from training import initial, mesh
 from training.evaluate import Evaluator, Results
@@ -80,9 +80,10 @@ def load(
 def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: int) -> Trained:
     device_mesh = mesh.create(config.mesh)
     graph, *leaves = models.split(model)
-    params, model_state = jax.device_put(leaves, mesh.tree_shardings(leaves, device_mesh))
+    shardings = mesh.tree_shardings(leaves, partition.rules(model), device_mesh)
+    params, model_state = mesh.place(leaves, shardings)
     partners = {name: models.split(partner) for name, partner in task.partners(initial.load_model, train=False).items()}
     partner_graphs = {name: parts[0] for name, parts in partners.items()}
-    arrays = jax.device_put({name: parts[1:] for name, parts in partners.items()}, mesh.replicated(device_mesh))
+    arrays = mesh.place({name: parts[1:] for name, parts in partners.items()}, mesh.replicated(device_mesh))
     evaluator = Evaluator(task, graph, config, device_mesh, partner_graphs, arrays)
     return Trained(config, task, evaluator, params, model_state, weights, step)
