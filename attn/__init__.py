@@ -2,6 +2,7 @@
 
 from attn.dense import Hook, dense_attention
 from attn.grid import Grid
+from attn.merge import merge_attention
 from attn.positions import RESAMPLE_METHODS, resample_positions, sincos_2d
 
-__all__ = ["RESAMPLE_METHODS", "Grid", "Hook", "dense_attention", "resample_positions", "sincos_2d"]
+__all__ = ["RESAMPLE_METHODS", "Grid", "Hook", "dense_attention", "merge_attention", "resample_positions", "sincos_2d"]

@@ -1,15 +1,22 @@
 """Models: made by name, split into flat dictionaries of arrays, and merged again."""
 
-import models.vit_variants  # noqa: F401  (registers its names)
+# These register what they define.
+import models.operator_families
+import models.vit_family
+import models.vit_variants  # noqa: F401
 from models.adapt import adapt
 from models.registry import create, names, register, variant
 from models.state import Graph, merge, split, stack, unrolled_names, unstack
 from models.summary import summarize
+from models.weights import convert_weights, export_weights, load_weights
 
 __all__ = [
     "Graph",
     "adapt",
+    "convert_weights",
     "create",
+    "export_weights",
+    "load_weights",
     "merge",
     "names",
     "register",

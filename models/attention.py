@@ -29,7 +29,9 @@ class DenseAttention(nnx.Module):
         heads: int,
         *,
         qkv_bias: bool = True,
+        proj_bias: bool = True,
         qk_norm: bool = False,
+        scale_norm: bool = False,
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         init: str = "timm",
@@ -44,7 +46,8 @@ class DenseAttention(nnx.Module):
         self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **split)
         self.q_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
         self.k_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
-        self.proj = Linear(width, width, kernel_init=start.linear, split="in", **split)
+        self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if scale_norm else None
+        self.proj = Linear(width, width, use_bias=proj_bias, kernel_init=start.linear, split="in", **split)
 
     def __call__(
         self,
@@ -64,7 +67,8 @@ class DenseAttention(nnx.Module):
         k = k if self.k_norm is None else self.k_norm(k)
         dropout = self.dropout if train else 0.0
         heads = dense_attention(q, k, v, mask=mask, dropout=dropout, key=key, hook=hook, layer=layer)
-        return self.proj(heads.reshape(x.shape))
+        heads = heads.reshape(x.shape)
+        return self.proj(heads if self.norm is None else self.norm(heads))
 
 
 class IdentityAttention(nnx.Module):
@@ -110,7 +114,9 @@ class DifferentialAttention(nnx.Module):
         heads: int,
         *,
         qkv_bias: bool = True,
+        proj_bias: bool = True,
         qk_norm: bool = False,
+        scale_norm: bool = False,
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         init: str = "timm",
@@ -131,7 +137,8 @@ class DifferentialAttention(nnx.Module):
             nnx.Param(normal(rngs.params(), (half,), jnp.float32)) for _ in range(4)
         )
         self.sub_norm = RMSNorm(2 * half, eps=1e-5, dtype=dtype)
-        self.proj = Linear(width, width, kernel_init=start.linear, split="in", **split)
+        self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if scale_norm else None
+        self.proj = Linear(width, width, use_bias=proj_bias, kernel_init=start.linear, split="in", **split)
 
     def __call__(
         self,
@@ -161,7 +168,8 @@ class DifferentialAttention(nnx.Module):
         second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
         weight = (first - second + lambda_init).astype(x.dtype)
         heads = self.sub_norm(both[..., 0, :] - weight * both[..., 1, :]) * (1 - lambda_init).astype(x.dtype)
-        return self.proj(heads.reshape(batch, tokens, width))
+        heads = heads.reshape(batch, tokens, width)
+        return self.proj(heads if self.norm is None else self.norm(heads))
 
 
 def project_qkv(

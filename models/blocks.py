@@ -27,7 +27,10 @@ class BlockOptions:
     attention: str = "dense"
     attention_options: dict[str, Any] | None = None
     qkv_bias: bool = True
+    proj_bias: bool = True
     qk_norm: bool = False
+    scale_attention_norm: bool = False
+    scale_mlp_norm: bool = False
     layer_scale: float | None = None
     norm_eps: float = 1e-6
     dropout: float = 0.0
@@ -39,7 +42,9 @@ class BlockOptions:
         """The named mechanism."""
         shared = {
             "qkv_bias": self.qkv_bias,
+            "proj_bias": self.proj_bias,
             "qk_norm": self.qk_norm,
+            "scale_norm": self.scale_attention_norm,
             "norm_eps": self.norm_eps,
             "dropout": self.attention_dropout,
             "init": self.init,
@@ -48,12 +53,14 @@ class BlockOptions:
         options = self.attention_options
         return make_attention(self.attention, self.width, self.heads, shared=shared, options=options, rngs=rngs)
 
-    def make_mlp(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The named feed-forward layer."""
+    def make_mlp(self, rngs: nnx.Rngs, *, input_bias: bool | None = None) -> nnx.Module:
+        """The named feed-forward layer; its first layer has a bias as its last does, unless `input_bias` says."""
         return MLPS[self.mlp](
             self.width,
             self.mlp_width,
             activation=self.activation,
+            bias=(self.proj_bias if input_bias is None else input_bias, self.proj_bias),
+            scale_norm=self.norm_eps if self.scale_mlp_norm else None,
             dropout=self.dropout,
             init=self.init,
             dtype=self.dtype,
@@ -152,7 +159,8 @@ class ParallelBlock(Block):
 
     def __init__(self, options: BlockOptions, rngs: nnx.Rngs):
         self.dropout = options.dropout
-        self.norm, self.attn, self.mlp = options.make_norm(), options.make_attention(rngs), options.make_mlp(rngs)
+        self.norm, self.attn = options.make_norm(), options.make_attention(rngs)
+        self.mlp = options.make_mlp(rngs, input_bias=True)
         self.ls = options.make_layer_scale()
 
     def forward(self, x, attend, feed, drop):

@@ -11,7 +11,10 @@ from models.mlp import Mlp
 
 
 class AttentionPool(nnx.Module):
-    """MAP head (Set Transformer, arXiv:1810.00825; big_vision): `y = MHA(latent, x)`, then `y + mlp(norm(y))`."""
+    """MAP head (Set Transformer, arXiv:1810.00825; big_vision): `y = MHA(latent, x)`, then `y + mlp(norm(y))`.
+
+    `norm_eps=None` leaves the norm out.
+    """
 
     def __init__(
         self,
@@ -20,9 +23,9 @@ class AttentionPool(nnx.Module):
         *,
         mlp_width: int,
         activation: str,
-        norm_eps: float,
-        init: str,
-        dtype: DType,
+        norm_eps: float | None,
+        init: str = "timm",
+        dtype: DType = None,
         rngs: nnx.Rngs,
     ):
         self.heads = heads
@@ -32,7 +35,7 @@ class AttentionPool(nnx.Module):
         self.q = Linear(width, width, kernel_init=start.linear, split="out", **shared)
         self.kv = Linear(width, 2 * width, kernel_init=start.qkv, split="parts", **shared)
         self.proj = Linear(width, width, kernel_init=start.linear, split="in", **shared)
-        self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype)
+        self.norm = None if norm_eps is None else LayerNorm(width, eps=norm_eps, dtype=dtype)
         self.mlp = Mlp(width, mlp_width, activation=activation, dropout=0.0, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N C"], *, hook: Hook | None = None) -> Float[Array, "B C"]:
@@ -42,4 +45,4 @@ class AttentionPool(nnx.Module):
         q = self.q(latent).reshape(batch, 1, self.heads, -1)
         k, v = jnp.moveaxis(self.kv.parts(x, 2, self.heads), 2, 0)
         y = self.proj(dense_attention(q, k, v, hook=hook, layer="pool").reshape(batch, 1, width))
-        return (y + self.mlp(self.norm(y)))[:, 0]
+        return (y + self.mlp(y if self.norm is None else self.norm(y)))[:, 0]

@@ -24,7 +24,7 @@ from models.names import unknown_name
 from models.pooling import AttentionPool
 from models.stack import Stack
 
-POOLS = ("token", "avg", "map")
+POOLS = ("token", "avg", "max", "avgmax", "map")
 POSITIONS = ("learned", "sincos2d", "none")
 
 
@@ -43,11 +43,17 @@ class VisionTransformer(nnx.Module):
       position_resample: method for other image sizes, see `attn.resample_positions`.
       pre_norm: LayerNorm before the blocks and no bias in the patch embedding (CLIP).
       final_norm: LayerNorm after the blocks.
-      fc_norm: that norm acts on the pooled features instead of on the tokens; None: as timm, for `pool="avg"` only.
-      pool: `"token"` (class token), `"avg"` (mean of the patch tokens) or `"map"` (attention pooling).
+      fc_norm: that norm acts on the pooled features instead of on the tokens; None: as timm, for `pool="avg"`,
+        `"max"` and `"avgmax"`.
+      pool: `"token"` (class token), `"avg"` (mean of the patch tokens), `"max"`, `"avgmax"` (mean of these two) or
+        `"map"` (attention pooling).
+      pool_prefix: prefix tokens are pooled too.
+      pool_mlp_width: hidden units of the attention pooling; `mlp_width` unless given.
       pre_logits: width of a Dense + tanh before the head (ViT's original representation layer).
       block: kind of block, see `models.blocks.BLOCKS`.
       attention, attention_options: mechanism by name, see `models.attention.ATTENTION`.
+      proj_bias: biases of the attention's output projection and of the MLP.
+      scale_attention_norm, scale_mlp_norm: a norm before the output projection, before the MLP's second layer.
       drop_path: rate of the last block; block i of n has `drop_path * i / (n - 1)`.
       dropout: after position, attention projection and both MLP layers. attention_dropout: on probabilities.
       init: `"timm"` or `"big_vision"`; head_bias: initial bias of the head.
@@ -79,12 +85,17 @@ class VisionTransformer(nnx.Module):
         fc_norm: bool | None = None,
         norm_eps: float = 1e-6,
         pool: str = "token",
+        pool_prefix: bool = False,
+        pool_mlp_width: int | None = None,
         pre_logits: int | None = None,
         block: str = "pre_norm",
         attention: str = "dense",
         attention_options: dict[str, Any] | None = None,
         qkv_bias: bool = True,
+        proj_bias: bool = True,
         qk_norm: bool = False,
+        scale_attention_norm: bool = False,
+        scale_mlp_norm: bool = False,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         dropout: float = 0.0,
@@ -106,12 +117,13 @@ class VisionTransformer(nnx.Module):
         )
         if pool == "token" and not class_token:
             raise ValueError("pool='token' needs class_token=True; without a class token use pool='avg' or 'map'")
-        if distillation_token and (pool != "token" or fc_norm or pre_logits or num_classes == 0):
-            raise ValueError("distillation_token=True needs pool='token', classes, no fc_norm and no pre_logits")
+        if distillation_token and (pool != "token" or fc_norm or pre_logits):
+            raise ValueError("distillation_token=True needs pool='token', no fc_norm and no pre_logits")
         mlp_width = 4 * width if mlp_width is None else mlp_width
         start = scheme(init)
         self.width, self.depth, self.num_classes, self.dtype = width, depth, num_classes, dtype
-        self.position, self.position_resample, self.pool = position, position_resample, pool
+        self.position, self.position_resample = position, position_resample
+        self.pool, self.pool_prefix = pool, pool_prefix
         self.heads, self.block, self.activation, self.qkv_bias = heads, block, activation, qkv_bias
         self.drop_path, self.dropout = drop_path, dropout
 
@@ -147,7 +159,10 @@ class VisionTransformer(nnx.Module):
             attention=attention,
             attention_options=attention_options,
             qkv_bias=qkv_bias,
+            proj_bias=proj_bias,
             qk_norm=qk_norm,
+            scale_attention_norm=scale_attention_norm,
+            scale_mlp_norm=scale_mlp_norm,
             layer_scale=layer_scale,
             norm_eps=norm_eps,
             dropout=dropout,
@@ -157,14 +172,14 @@ class VisionTransformer(nnx.Module):
         )
         self.blocks = Stack([partial(BLOCKS[block], options)], depth, rngs=rngs, scan=scan, remat=remat)
 
-        after_pool = (pool == "avg") if fc_norm is None else fc_norm
+        after_pool = (pool in ("avg", "max", "avgmax")) if fc_norm is None else fc_norm
         self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if final_norm and not after_pool else None
         self.fc_norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if final_norm and after_pool else None
         self.attn_pool = (
             AttentionPool(
                 width,
                 heads,
-                mlp_width=mlp_width,
+                mlp_width=pool_mlp_width or mlp_width,
                 activation=activation,
                 norm_eps=norm_eps,
                 init=init,
@@ -221,7 +236,8 @@ class VisionTransformer(nnx.Module):
         mask: Bool[Array, "#B #H #N N"] | None = None,
     ) -> dict[str, Array]:
         """Named intermediates: `"blocks.3"` `[B, N, C]` for chosen layers, `"blocks.3.probs"` for chosen hook sites of
-        these, `"tokens"` after the final norm, `"pooled"`, and `"logits"` (and those of the distillation head).
+        these, `"embedded"` before the blocks, `"tokens"` after the final norm, `"pooled"`, and `"logits"` (and those of
+        the distillation head).
         """
         return self._outputs(images, layers=layers, sites=sites, train=train, key=key, hook=hook, mask=mask)
 
@@ -230,6 +246,7 @@ class VisionTransformer(nnx.Module):
             x, grid = self._embed(images)
             x = dropout(x, self.dropout, train=train, key=fold_key(key, 0))
             x = x if self.norm_pre is None else self.norm_pre(x)
+        embedded = x
         rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32)
         x, outputs = self.blocks(
             x,
@@ -242,7 +259,7 @@ class VisionTransformer(nnx.Module):
             layers=layers,
             sites=sites,
         )
-        outputs = {f"blocks.{name}": value for name, value in outputs.items()}
+        outputs = {"embedded": embedded} | {f"blocks.{name}": value for name, value in outputs.items()}
         return outputs | self._classify(x, grid, hook)
 
     def _embed(self, images: Float[Array, "B Y X I"]) -> tuple[Float[Array, "B N C"], Grid]:
@@ -286,9 +303,15 @@ class VisionTransformer(nnx.Module):
         return outputs
 
     def _pooled(self, x: Float[Array, "B N C"], grid: Grid, hook: Hook | None) -> Float[Array, "B C"]:
+        if self.pool == "token":
+            # Without heads the features of a distilled model are those that its two heads would average.
+            return x[:, :2].mean(axis=1) if self.dist_token is not None and self.head is None else x[:, 0]
+        x = x if self.pool_prefix else x[:, grid.prefix :]
         if self.attn_pool is not None:
             return self.attn_pool(x, hook=hook)
-        return x[:, grid.prefix :].mean(axis=1) if self.pool == "avg" else x[:, 0]
+        if self.pool == "avg":
+            return x.mean(axis=1)
+        return x.max(axis=1) if self.pool == "max" else (x.max(axis=1) + x.mean(axis=1)) / 2
 
     @property
     def num_layers(self) -> int:

@@ -162,7 +162,7 @@ def test_names_match_a_pattern():
         ("vit_s16", {"attention": "dens"}, "unknown attention 'dens'; nearest: dense"),
         ("vit_s16", {"attention_options": {"windw": 7}}, "unknown option of attention 'dense' 'windw'"),
         ("vit_s16", {"block": "prenorm"}, "unknown block 'prenorm'; nearest: pre_norm"),
-        ("vit_s16", {"pool": "max"}, "unknown pool 'max'.*allowed: token, avg, map"),
+        ("vit_s16", {"pool": "mean"}, "unknown pool 'mean'.*allowed: token, avg, max, avgmax, map"),
         ("vit_s16", {"init": "timn"}, "unknown init 'timn'; nearest: timm"),
         ("vit_s16", {"class_token": False}, "pool='token' needs class_token=True"),
         ("vit_s16", {"heads": 5}, "width 384 is not divisible by 5 heads"),
@@ -342,7 +342,7 @@ def test_distilled_model_averages_its_heads_and_trains_both(images):
 def test_features_and_hooks(images):
     model = perturbed()
     out = call(model, images, "features", layers=(0,), sites=("probs", "q"))
-    assert out.keys() == {"blocks.0", "blocks.0.probs", "blocks.0.q", "tokens", "pooled", "logits"}
+    assert out.keys() == {"embedded", "blocks.0", "blocks.0.probs", "blocks.0.q", "tokens", "pooled", "logits"}
     assert out["blocks.0.q"].shape == (2, 17, 2, 16)
     assert out["blocks.0.probs"].shape == (2, 2, 17, 17)
     np.testing.assert_allclose(out["blocks.0.probs"].sum(-1), 1, atol=1e-5)

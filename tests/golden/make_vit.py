@@ -6,16 +6,19 @@ Not run by the tests: it needs PyTorch and timm, which nothing else here does. M
 
 Every parameter is random, none is left at its initial value; forward and backward run in float64 from float32 numbers.
 Each file holds `sd/<name>` (state dict), `x` (NCHW), `y`, `dx` (gradient of sum(y**2)) and `config` (constructor
-arguments as JSON; names of classes as text).
+arguments as JSON; names of classes as text, a partial as `{"_type": "functools.partial", "_args": [class], ...}`), and
+`stage<i>` for the modules that the config names under `_stage_modules`.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from timm.layers import DiffAttention, SwiGLUPacked
+from timm.layers import DiffAttention, GluMlp, LayerNorm, SwiGLUPacked
 from timm.models import vision_transformer as timm_vit
+from timm.models.deit import VisionTransformerDistilled
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 NO_CLASS = {"class_token": False, "global_pool": "avg"}
@@ -43,6 +46,26 @@ CASES: dict[str, tuple[dict, tuple[int, int]]] = {
         {"mlp_layer": "SwiGLUPacked", "act_layer": "silu", "qk_norm": True, "init_values": 1e-5, "pos_embed": "none"},
         (32, 32),
     ),
+    "vit_map_registers": (
+        {"global_pool": "map", "reg_tokens": 2, "mlp_layer": "SwiGLUPacked", "mlp_ratio": 3.25, "qk_norm": True},
+        (32, 32),
+    ),
+    "vit_scale_norms": (
+        {"proj_bias": False, "scale_attn_norm": True, "scale_mlp_norm": True, "mlp_layer": "GluMlp"}
+        | {"act_layer": "quick_gelu", "global_pool": "avgmax", "pool_include_prefix": True}
+        | {"norm_layer": {"_type": "functools.partial", "_args": ["LayerNorm"], "eps": 1e-3}, "mlp_ratio": 2.0},
+        (32, 32),
+    ),
+    "vit_padded": (
+        {"img_size": [37, 45], "patch_size": [8, 6], "dynamic_img_size": True, "dynamic_img_pad": True}
+        | {"pre_norm": True, "global_pool": "avg", "mlp_ratio": 2.0, "num_classes": 0}
+        | {"_stage_modules": ["patch_embed", "norm_pre", "blocks.1", "blocks", "norm", "fc_norm"]},
+        (41, 30),
+    ),
+    "deit_distilled_odd": (
+        {"cls": "VisionTransformerDistilled", "img_size": [37, 30], "depth": 3, "mlp_ratio": 2.0},
+        (37, 30),
+    ),
 }
 CLASSES = {
     "ResPostBlock": timm_vit.ResPostBlock,
@@ -50,6 +73,7 @@ CLASSES = {
     "ParallelThingsBlock": timm_vit.ParallelThingsBlock,
     "DiffAttention": DiffAttention,
     "SwiGLUPacked": SwiGLUPacked,
+    "GluMlp": GluMlp,
 }
 
 
@@ -70,20 +94,38 @@ def randomize(model: torch.nn.Module, generator: torch.Generator) -> None:
         parameter.data.copy_(value)
 
 
+def record(stages: dict[str, torch.Tensor], name: str, module, inputs, output) -> None:
+    """A forward hook."""
+    stages[name] = output.detach().float()
+
+
+def python_value(value):
+    """What a config says of a constructor argument."""
+    if isinstance(value, dict):
+        return partial({"LayerNorm": LayerNorm}[value["_args"][0]], eps=value["eps"])
+    if isinstance(value, list):
+        return tuple(value)
+    return CLASSES.get(value, value) if isinstance(value, str) else value
+
+
 def main() -> None:
     """Writes one file per case."""
     for seed, (name, (options, size)) in enumerate(CASES.items()):
         config = SMALL | options
-        arguments = {k: CLASSES.get(value, value) if isinstance(value, str) else value for k, value in config.items()}
+        arguments = {k: python_value(value) for k, value in config.items() if k != "cls" and k[0] != "_"}
         generator = torch.Generator().manual_seed(seed)
-        model = timm_vit.VisionTransformer(**arguments).eval()
+        kind = VisionTransformerDistilled if "cls" in config else timm_vit.VisionTransformer
+        model = kind(**arguments).eval()
         randomize(model, generator)
         state = {f"sd/{key}": value.numpy().copy() for key, value in model.state_dict().items()}
         x = torch.randn(2, 3, *size, generator=generator)
         wide = x.double().requires_grad_()
+        stages: dict[str, torch.Tensor] = {}
+        for number, module in enumerate(config.get("_stage_modules", [])):
+            model.get_submodule(module).register_forward_hook(partial(record, stages, f"stage{number}"))
         y = model.double()(wide)
         (dx,) = torch.autograd.grad((y**2).sum(), wide)
-        arrays = {"x": x, "y": y.detach().float(), "dx": dx.float()}
+        arrays = {"x": x, "y": y.detach().float(), "dx": dx.float()} | stages
         arrays = {key: value.numpy() for key, value in arrays.items()}
         path = Path(__file__).parent / f"{name}.npz"
         np.savez_compressed(path, config=json.dumps(config), **arrays, **state)

@@ -1,0 +1,152 @@
+"""Every reference file through its family: outputs, intermediate values, input gradients, and weights there and back.
+
+Files are those of this folder, which are committed, and of `$GOLDEN_DIR` (default: `shared/golden/shared` next to the
+repository), which may hold any configuration: a model is built from its file's own `config`.
+"""
+
+import fnmatch
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models.family import FAMILIES, family_of_reference
+
+HERE = Path(__file__).resolve().parent
+GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", HERE.parents[2] / "shared" / "golden" / "shared"))
+COMMITTED = sorted(HERE.glob("*.npz"))
+SHARED = sorted(GOLDEN_DIR.glob("*.npz"))
+COVERED = [path for path in SHARED if family_of_reference(path.stem)]
+TOLERANCE = 1e-4
+# These run once on tiny inputs: half the time of the test would go into optimizing them.
+QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+by_name = partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "stem", value))
+
+
+def relative(ours, theirs):
+    assert ours.shape == theirs.shape
+    return np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max()
+
+
+def load(path):
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    config = json.loads(str(arrays.pop("config")))
+    weights = {name[3:]: arrays.pop(name) for name in list(arrays) if name.startswith("sd/")}
+    return config, arrays, weights
+
+
+def forward(model):
+    """What varies between calls, and the model of it."""
+    if model is None:
+        return {}, lambda variables: None
+    graph, params, state = models.split(model)
+    return params, lambda variables: models.merge(graph, variables, state)
+
+
+def check(path, **overrides):
+    family = family_of_reference(path.stem)
+    config, arrays, weights = load(path)
+    model = family.build(config, **overrides)
+    if model is not None:
+        models.load_weights(model, weights)
+    variables, merged = forward(model)
+    inputs = {name: arrays.pop(name) for name in list(arrays) if any(fnmatch.fnmatch(name, p) for p in family.inputs)}
+    gradients = {name: arrays.pop(f"d{name}") for name in inputs if f"d{name}" in arrays}
+    stages = config.get("_stage_modules", [])
+
+    @partial(jax.jit, compiler_options=QUICK_COMPILE)
+    def evaluate(variables, inputs):
+        def values(varied):
+            found = family.evaluate(merged(variables), inputs | varied, config, stages)
+            return found.get("y"), found
+
+        y, pullback, found = jax.vjp(values, {name: inputs[name] for name in gradients}, has_aux=True)
+        return found, pullback(2 * y)[0] if gradients else {}
+
+    found, found_gradients = evaluate(variables, {name: jnp.asarray(value) for name, value in inputs.items()})
+    expected = {stages[int(name[5:])] if name.startswith("stage") else name: value for name, value in arrays.items()}
+    assert expected
+    for name, value in expected.items():
+        assert relative(found[name], value) < TOLERANCE, name
+    for name, value in gradients.items():
+        assert relative(found_gradients[name], value) < TOLERANCE, f"gradient of {name}"
+
+
+@pytest.mark.smoke
+@by_name("path", COMMITTED)
+def test_committed_references(path):
+    check(path)
+
+
+@pytest.mark.golden
+@by_name("path", COVERED)
+def test_references(path):
+    check(path)
+
+
+@pytest.mark.golden
+@by_name("path", [path for path in COVERED if family_of_reference(path.stem).stacked])
+def test_references_unrolled(path):
+    check(path, scan=False)
+
+
+def test_layer_index_reaches_unrolled_blocks():
+    check(HERE / "vit_differential.npz", scan=False)
+
+
+@by_name("path", [path for path in COMMITTED + COVERED if family_of_reference(path.stem).model])
+def test_weights_come_back_bit_for_bit(path):
+    config, _, weights = load(path)
+    family = family_of_reference(path.stem)
+    model = family.build(config)
+    models.load_weights(model, weights)
+    if any(dialect.recognize(weights.keys()) for dialect in family.dialects):
+        pytest.skip("a dialect: its names are read, and written in those of the family")
+    exported = models.export_weights(model)
+    assert exported.keys() == weights.keys()
+    for name, value in weights.items():
+        assert exported[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(exported[name], value, err_msg=name, strict=True)
+
+
+@pytest.mark.golden
+def test_references_are_there():
+    if not GOLDEN_DIR.is_dir():
+        pytest.skip(f"no reference data: {GOLDEN_DIR} does not exist (set GOLDEN_DIR)")
+    assert COVERED, f"no file in {GOLDEN_DIR} belongs to a family"
+
+
+@pytest.mark.golden
+def test_files_without_a_family():
+    names = [path.stem for path in SHARED if path not in COVERED]
+    if names:
+        pytest.skip(f"{len(names)} reference files not covered, no family yet: {', '.join(names)}")
+
+
+def test_families_know_their_files():
+    expected = {
+        "vit": "vit",
+        "vit_dinov2": "vit",
+        "vit1": "vit",
+        "deit_distilled": "vit",
+        "deit_distilled2": "vit",
+        "vitrpb": None,
+        "agent_deit": None,
+        "probe_siglip": "siglip_pool",
+        "probe_siglip1": "siglip_pool",
+        "probe_dinovit": None,
+        "attn_merge": "attn_merge",
+    }
+    found = {stem: family_of_reference(stem) for stem in expected}
+    assert {stem: family and family.name for stem, family in found.items()} == expected
+    # No file is claimed twice: the order in which families are registered does not matter.
+    for stem in expected:
+        claims = [f.name for f in FAMILIES.values() if any(fnmatch.fnmatchcase(stem, p) for p in f.golden)]
+        assert len(claims) <= 1, claims
