@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: env train test fast check smoke clean
+.PHONY: env plan train test fast check smoke clean
 
 env: $(VENV)/.installed
 
@@ -12,6 +12,13 @@ $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fovea needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (set PYTHON=...)")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+# What `train.py --plan` needs besides.
+plan: env $(VENV)/.installed-plan
+
+$(VENV)/.installed-plan: requirements-plan.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements-plan.txt
 	@touch $@
 
 train: env
@@ -22,16 +29,16 @@ check: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: check
+test: check plan
 	$(PY) -m pytest -n 2 --dist=worksteal
 
 # The set to run between two edits.
 fast: env
-	$(PY) -m pytest -n 2 --dist=worksteal -m "not slow and not multiprocess"
+	$(PY) -m pytest -n 2 --dist=worksteal -m "not slow and not multiprocess and not plan"
 
 # A cross-section for another Python and another JAX: make smoke PYTHON=python3.12 VENV=.venv312
 smoke: env
-	$(PY) -m pytest -n 2 -m "smoke and not slow"
+	$(PY) -m pytest -n 2 -m "smoke and not slow and not plan"
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

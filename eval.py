@@ -4,6 +4,8 @@
     python eval.py --workdir=runs/a --step=2000 --raw
     python eval.py --checkpoint=PATH --config=configs/quickstart.py --output=results
     python eval.py --workdir=runs/a --predict=FOLDER     # writes runs/a/eval/predictions.csv
+    python eval.py --workdir=runs/a --export=FOLDER      # writes weights and the model as one function (docs/export.md)
+    python eval.py --checkpoint=FILE.safetensors --config=configs/vit_s16_imagenet.py       # official weights
 
 The configuration is the one saved with the checkpoint, or that of --config; --config.eval.sets=train=@train[:500] and
 the like change its keys.
@@ -18,7 +20,7 @@ from typing import Any
 
 import configs
 from configs import Config
-from training import command, workdir
+from training import command, processes, workdir
 
 
 def main(arguments: list[str]) -> int:
@@ -28,21 +30,38 @@ def main(arguments: list[str]) -> int:
     if options.workdir and options.checkpoint:
         raise ValueError("--workdir and --checkpoint: give one of them")
     output = Path(options.output or Path(options.workdir) / "eval") if options.output or options.workdir else None
+    if options.export:
+        for name in ("output", "predict", "generate"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--export and --{name}: give one of them")
+        output = Path(options.export)
     for name in ("predict", "generate"):
         if getattr(options, name) is not None and output is None:
             raise ValueError(f"--{name}: what a --checkpoint makes needs --output=FOLDER")
     if options.generate is not None and options.generate < 1:
         raise ValueError(f"--generate={options.generate}: takes a number of examples, at least 1")
-    command.start_jax("")
-    from training import checkpoint  # after start_jax, which sets what JAX reads once
+    launch = command.start_jax("", options)
+    if options.export and launch.processes > 1:
+        raise ValueError("--export: is for one process")
+    from models import weight_files  # after start_jax, which sets what JAX reads once
+    from training import checkpoint
 
     place = options.workdir or options.checkpoint
-    saved = checkpoint.restore_for_eval(place, options.step) if place else None
+    official = options.checkpoint is not None and weight_files.is_weight_file(options.checkpoint)
+    if official and not path:
+        raise ValueError(f"--checkpoint={place}: a file of weights has no configuration; give --config=FILE")
+    if official and options.step is not None:
+        raise ValueError(f"--step={options.step}: --checkpoint={place} is a file of weights, which has no steps")
+    saved = checkpoint.restore_for_eval(place, options.step) if place and not official else None
     config = _config(path, overrides, saved)
     command.start_jax(config.log.cache_directory)
     if output is not None:
-        workdir.check_writable(output, f"--output={output}")
+        workdir.check_writable(output, f"--{'export' if options.export else 'output'}={output}")
     use_ema = options.weights if options.weights is None else options.weights == "ema"
+    if official:
+        saved = _official(config, place)
+    if options.export:
+        return _export(config, saved, use_ema, output)
     if options.generate is not None:
         return _generate(config, saved, use_ema, options.generate, output)
     if options.predict:
@@ -53,7 +72,9 @@ def main(arguments: list[str]) -> int:
 def _parser() -> command.Parser:
     parser = command.Parser("eval.py", str(__doc__))
     parser.add_argument("--workdir", metavar="FOLDER", help="folder of a run")
-    parser.add_argument("--checkpoint", metavar="PATH", help="one checkpoint, in place of --workdir")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="one checkpoint, or a file of official weights, in place of --workdir"
+    )
     parser.add_argument("--config", metavar="FILE[:ARG]", help="in place of the saved configuration")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step; default: the newest")
     weights = parser.add_mutually_exclusive_group()
@@ -61,8 +82,10 @@ def _parser() -> command.Parser:
     weights.add_argument("--ema", dest="weights", action="store_const", const="ema", help="their moving average")
     parser.add_argument("--predict", metavar="FOLDER", help="write predictions for the images below FOLDER, and stop")
     parser.add_argument("--generate", type=int, metavar="N", help="write what a generative task makes from N examples")
+    parser.add_argument("--export", metavar="FOLDER", help="write weights and model for use elsewhere, and stop")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    processes.add_flags(parser)
     return parser
 
 
@@ -74,13 +97,30 @@ def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | 
     return configs.from_dict(saved["config"], overrides)
 
 
+def _official(config: Config, file: str) -> dict[str, Any]:
+    from training import evaluate, initial
+
+    return initial.read_official(file, config, next(iter(evaluate.open_sets(config).values())).info)
+
+
+def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None) -> int:
+    from training import evaluate, export, trained
+
+    assert folder is not None
+    info = None if saved else next(iter(evaluate.open_sets(config).values())).info
+    for file in export.export(trained.load(saved, config, use_ema=use_ema, info=info), folder):
+        print(file)
+    return 0
+
+
 def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, output: Path | None) -> int:
     from training import predict, results, trained
 
     assert output is not None
     model = trained.load(saved, config, use_ema=use_ema)
     text = predict.predict_folder(model, folder)
-    print(results.write_text(output / "predictions.csv", text))
+    if processes.is_first():
+        print(results.write_text(output / "predictions.csv", text))
     return 0
 
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import configs
-from training import command, workdir
+from training import chips, command, processes, workdir
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +32,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--profile", action="store_true", help="write a profiler trace of three steps to FOLDER/profile"
     )
+    parser.add_argument(
+        "--plan", metavar="TOPOLOGY", help="compile for TPUs that need not be here (v5e:16x16) and print the cost; stop"
+    )
+    parser.add_argument("--no_batch_search", action="store_true", help="plan without looking for the largest batch")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    processes.add_flags(parser)
     options = parser.parse_args(rest)
     if not path:
         raise ValueError("--config=FILE is missing, such as --config=configs/quickstart.py")
@@ -43,9 +48,19 @@ def main(arguments: list[str]) -> int:
     if options.print_config:
         print(configs.describe(config))
         return 0
-    command.start_jax(config.log.cache_directory)
+    if options.plan:
+        topology = chips.parse(options.plan)
+        chips.use_compiler()
+        command.start_jax("")
+        from training import plan_report
+
+        plan_report.command(config, topology, batches=not options.no_batch_search)
+        return 0
+    launch = command.start_jax(config.log.cache_directory, options)
     from training import loop  # after start_jax, which sets what JAX reads once
 
+    if options.dry_run and launch.processes > 1:
+        raise ValueError("--dry_run: is for one process; for several, --config.train.steps=2 and a workdir of its own")
     if options.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             loop.train(

@@ -29,7 +29,8 @@ FIELDS: dict[str, Any] = {
         "name": Field("vit_ti16", "Model and variant; `models.names()` lists them."),
         "init_from": Field(
             "",
-            "Workdir or checkpoint whose parameters start the run; another number of classes or image size is adapted.",
+            "Workdir, checkpoint or file of official weights (docs/weights.md) whose parameters start the run; another "
+            "number of classes or image size is adapted.",
         ),
         "attention": Field("", "Attention module that replaces the model's own; empty keeps it."),
         "drop_path": Field(0.0, "Drop-path rate of the last block; rises linearly from 0.", low=0, high=0.999),

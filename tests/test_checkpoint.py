@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -470,14 +471,22 @@ def test_missing_things(tmp_path, path, step, message):
             restore(tmp_path / path, step)
 
 
-def test_orbax_alone_reads_a_checkpoint(tmp_path, monkeypatch):
-    """Runs the snippet of the documentation."""
+@pytest.mark.multiprocess
+def test_orbax_alone_reads_a_checkpoint(tmp_path):
+    """Runs the snippet of the documentation as it stands, in a process that knows nothing of this repository."""
     saved(tmp_path / "runs" / "a" / "checkpoints", 500).close()
-    monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "checkpoints.md").read_text(), re.DOTALL)
-    scope: dict = {}
-    exec(code[1], scope)
-    assert_same(scope["arrays"]["params"], jax.tree.map(np.asarray, a_state(scanned=False, seed=500)["params"]))
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "checkpoints.md").read_text(), re.DOTALL)[1]
+    folders = [entry.name for entry in ROOT.iterdir() if (entry / "__init__.py").exists()]
+    assert "training" in folders
+    code += f"""
+import pickle, sys
+assert not [name for name in {folders} if name in sys.modules]
+Path("params").write_bytes(pickle.dumps(arrays["params"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = pickle.loads((tmp_path / "params").read_bytes())
+    assert_same(found, jax.tree.map(np.asarray, a_state(scanned=False, seed=500)["params"]))
 
 
 def test_params_sha256():

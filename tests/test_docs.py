@@ -2,7 +2,7 @@
 
 A fence of `bash` is a list of commands. Those marked `bash test`, and README's, are run in a folder that looks like a
 checkout; a fence of `bash` in docs/ without the mark is for the eye (it needs a download or a cluster) and has to say
-so in the text before it. A fence of `python` has to run by itself; those of two pages need more and are run by the
+so in the text before it. A fence of `python` has to run by itself; those of a few pages need more and are run by the
 tests of what they explain.
 """
 
@@ -70,7 +70,7 @@ def test_commands(page, mark, text, checkout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "mark", "text"), fences("python", without=("checkpoints", "tasks")))
+@pytest.mark.parametrize(("page", "mark", "text"), fences("python", without=("checkpoints", "export", "tasks")))
 def test_snippets(page, mark, text, checkout, tmp_path):
     script = tmp_path / "snippet.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{text}")

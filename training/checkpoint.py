@@ -198,11 +198,14 @@ class Checkpointer:
         candidates = [path for path in _candidates(self.directory, step) if int(path.name) not in self._broken]
         if not candidates:
             raise UnreadableCheckpoint(f"no checkpoint in {self.directory} can be read")
-        path, about, arrays = _first_readable(candidates, check=fits)
+        several = self._multiprocess and shardings is not None
+        places = layout.layer_shardings(template, shardings) if several else None
+        path, about, arrays = _first_readable(candidates, check=fits, shardings=places)
         if self._multiprocess:
             multihost_utils.assert_equal(np.int32(about["step"]), "processes restored different checkpoints")
         self._broken.update(int(newer.name) for newer in candidates[: candidates.index(path)])
-        return layout.fill(template, arrays, shardings), _metadata(about)
+        put = layout.fill_shards if several else layout.fill
+        return put(template, arrays, shardings), _metadata(about)
 
     def _write(self, path: Path, host_state: PyTree, about: Mapping[str, Any]) -> None:
         """The part of a save that runs in the background."""
@@ -329,12 +332,18 @@ def _first_readable(
     candidates: Sequence[Path],
     parts: Sequence[str] | None = None,
     check: Callable[[Path, Mapping[str, Any]], None] = lambda path, about: None,
-) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]]:
-    """The first checkpoint that can be read, its description and arrays; those before it are named on stderr."""
+    shardings: Mapping[str, Sharding] | None = None,
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The first checkpoint that can be read, its description and arrays; those before it are named on stderr.
+
+    With `shardings`, by name, each process reads its shards; without, all of every array.
+    """
     for i, path in enumerate(candidates):
         try:
             about = files.read_about(path)
             check(path, about)
+            if shardings is not None:
+                return path, about, files.read_shards(path, about, shardings)
             return path, about, files.read_arrays(path, about, parts)
         except UnreadableCheckpoint as error:
             if i + 1 == len(candidates):

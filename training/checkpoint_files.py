@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
+from jax.sharding import Sharding
 
 from training import checkpoint_layout as layout
 from training.checkpoint_layout import ArrayInfo
@@ -119,6 +120,35 @@ def read_arrays(path: Path, about: Mapping[str, Any], parts: Sequence[str] | Non
                 raise UnreadableCheckpoint(f"{name} does not match its checksum")
             arrays[name] = array
     return arrays
+
+
+def read_shards(
+    path: Path, about: Mapping[str, Any], shardings: Mapping[str, Sharding]
+) -> dict[str, jax.Array]:
+    """Reads global arrays, of which each process reads the shards of its devices; all processes call it.
+
+    Nobody has whole arrays, so that checksums are not verified; a truncated or missing file is found.
+
+    Args:
+      shardings: by name, for every array of the checkpoint.
+
+    Raises:
+      UnreadableCheckpoint: damaged.
+    """
+    _quiet()
+    table = {name: info for name, info in about["arrays"].items() if 0 not in info.shape}
+    places = {
+        name: ocp.ArrayRestoreArgs(sharding=shardings[name], dtype=layout.dtype_of(info.dtype))
+        for name, info in table.items()
+    }
+    with _damage(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.PyTreeRestore(item=_nest(dict.fromkeys(table, 0)), restore_args=_nest(places))
+        arrays = _flatten(checkpointer.restore(path, args=ocp.args.Composite(arrays=args)).arrays)
+        for name in about["arrays"].keys() - table.keys():  # Orbax keeps no arrays without elements
+            info = about["arrays"][name]
+            empty = np.zeros(info.shape, layout.dtype_of(info.dtype))
+            arrays[name] = jax.make_array_from_callback(info.shape, shardings[name], empty.__getitem__)
+        return arrays
 
 
 def remove(path: Path) -> None:

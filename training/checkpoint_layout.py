@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, PyTree
 
 import models
@@ -108,6 +108,34 @@ def fill(template: PyTree, arrays: Mapping[str, np.ndarray], shardings: PyTree[S
         for (path, leaf), place in zip(leaves, places, strict=True)
     ]
     return jax.tree.unflatten(treedef, filled)
+
+
+def layer_shardings(template: PyTree, shardings: PyTree[NamedSharding]) -> dict[str, NamedSharding]:
+    """Where each array of a checkpoint goes, by name: for the layers of a stacked leaf, the sharding of one layer."""
+    found: dict[str, NamedSharding] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(template)
+    places = jax.tree.leaves(jax.tree.broadcast(shardings, template))
+    for (path, leaf), place in zip(leaves, places, strict=True):
+        entries = _entries(path)
+        stacked = any("[" in entry for entry in entries)
+        layer = NamedSharding(place.mesh, PartitionSpec(*place.spec[1:])) if stacked else place
+        found |= {name: layer for name, _ in _unrolled_leaf(entries, _stand_in(leaf))}
+    return found
+
+
+def fill_shards(template: PyTree, arrays: Mapping[str, jax.Array], shardings: PyTree[NamedSharding]) -> PyTree:
+    """As `fill`, from global arrays that lie as `layer_shardings` says; nothing leaves the devices."""
+
+    def leaf(path: Sequence[Any], leaf: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        entries = _entries(path)
+        layers = [arrays[name] for name, _ in _unrolled_leaf(entries, _stand_in(leaf))]
+        array = jnp.stack(layers) if any("[" in entry for entry in entries) else layers[0]
+        return jax.random.wrap_key_data(array, impl=_key_implementation(leaf)) if is_key(leaf) else array
+
+    def assembled(arrays: Mapping[str, jax.Array]) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, like: leaf(path, like, arrays), template)
+
+    return jax.jit(assembled, out_shardings=shardings)(dict(arrays))
 
 
 def difference(saved: Mapping[str, ArrayInfo], wanted: Mapping[str, ArrayInfo]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.util
 import logging
 import os
 import sys
@@ -12,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from training import launch, processes
+
 USER_ERROR, INTERNAL_ERROR = 2, 1
+GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
 # What bad input raises here; anything else is a fault of this code.
 USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError)
 
@@ -45,22 +49,58 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def start_jax(cache_directory: str) -> None:
-    """Sets up JAX before its first use: a persistent compilation cache, and no chatter from libraries."""
+def start_jax(cache_directory: str, options: argparse.Namespace | None = None) -> launch.Launch:
+    """Sets up JAX before its first use: the other processes of the run, a persistent compilation cache, and no chatter
+    from libraries.
+
+    Args:
+      options: the flags of `processes.add_flags`, for the first call of a command.
+
+    Returns:
+      Who this process is.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if only_cpu():
+        # With libtpu installed, JAX would look for a TPU on every start, and complain.
+        os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
     for name in ("absl", "orbax", "jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    started = launch.Launch()
+    if options is not None:
+        started = processes.start(options)
+        if started.processes > 1:
+            _keep_quiet(started)
     if cache_directory:
         folder = Path(cache_directory).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             print(f"no compilation cache: {folder}: {error.strerror}", file=sys.stderr)
-            return
+            return started
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return started
+
+
+def _keep_quiet(started: launch.Launch) -> None:
+    """Leaves the stdout of the run to Python in process 0.
+
+    That of C is dropped: Gloo, by which CPU processes talk, reports every connection there.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(1) if started.process == 0 else nowhere
+    sys.stdout = open(kept, "w", buffering=1, encoding=sys.stdout.encoding)  # noqa: SIM115 - open to the end
+    os.dup2(nowhere, 1)
+
+
+def only_cpu() -> bool:
+    """Whether JAX would look for a TPU, with the libtpu of the extra `plan`, on a machine with neither TPU nor GPU."""
+    if os.environ.get("JAX_PLATFORMS") or "jax" in sys.modules or importlib.util.find_spec("libtpu") is None:
+        return False
+    forced = any(os.environ.get(name) for name in ("JAX_FORCE_TPU_INIT", "TPU_NAME", "TPU_WORKER_ID"))
+    return not (forced or launch.has_tpu() or any(os.path.exists(f"/dev/{name}") for name in GPU_NODES))
 
 
 def one_line(error: BaseException) -> str:
@@ -79,18 +119,22 @@ def guarded(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     from training.preemption import Preempted
 
     try:
-        return main(arguments)
-    except Preempted as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        try:
+            code = main(arguments)
+        except Preempted as error:
+            if processes.is_first():
+                print(error, file=sys.stderr)
+            code = error.exit_code
+        processes.finish()
+        return code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        report, code = "interrupted", 130
+        text = report
     except Exception as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        elif isinstance(error, USER_ERRORS):
-            print(f"error: {one_line(error)}", file=sys.stderr)
-        else:
-            print(f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows where)", file=sys.stderr)
-        return USER_ERROR if isinstance(error, USER_ERRORS) else INTERNAL_ERROR
+        code = USER_ERROR if isinstance(error, USER_ERRORS) else INTERNAL_ERROR
+        kind = "error" if code == USER_ERROR else f"internal error: {type(error).__name__}"
+        text = f"{kind}: {one_line(error)}{'' if code == USER_ERROR else ' (--debug shows where)'}"
+        report = traceback.format_exc().rstrip() if "--debug" in arguments else text
+        processes.await_loss(error)
+    processes.failed(text, code, report)
+    return code

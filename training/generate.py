@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 import data
+from training import processes
 from training.trained import Trained
 
 
 def generate(trained: Trained, source: data.Source, count: int, path: Path) -> Path:
-    """Writes `path`, an .npz file with every array of `Task.generate` and the examples' `index`.
+    """Writes `path`, an .npz file with every array of `Task.generate` and the examples' `index`; one process does.
 
     Raises:
       ValueError: the task does not generate.
@@ -26,6 +27,7 @@ def generate(trained: Trained, source: data.Source, count: int, path: Path) -> P
     arrays = {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    if processes.is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
     return path

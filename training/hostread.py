@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 
+from training import mesh
+
 reads = 0
 
 
 def read(tree: Any) -> Any:
-    """Returns the arrays of `tree` as NumPy arrays, after the device has finished them."""
+    """Returns the arrays of `tree` as NumPy arrays, after the device has finished them; all processes read together."""
     global reads
     reads += 1
-    return jax.device_get(tree)
+    return mesh.gather(tree) if jax.process_count() > 1 else jax.device_get(tree)

@@ -1,11 +1,12 @@
-"""Weights that a run starts from or that a frozen partner has: read from a workdir or a checkpoint and fitted to a
-model.
+"""Weights that a run starts from, that are evaluated or that a frozen partner has: read from a workdir, a checkpoint or
+a file of official weights, and fitted to a model.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,8 +17,10 @@ import configs
 import data
 import models
 import tasks
+from configs import Config
+from models import weight_files
 from tasks.base import Task
-from training import checkpoint
+from training import checkpoint, mesh
 from training import checkpoint_layout as layout
 
 
@@ -54,8 +57,10 @@ def load_model(path: str, use_ema: bool = True) -> nnx.Module:
     return models.merge(graph, fit(new_params, params, path), fit(new_state, state, path))
 
 
-def fit(loaded: Mapping[str, np.ndarray], template: Mapping[str, Any], path: str) -> dict[str, jax.Array]:
+def fit(loaded: Mapping[str, np.ndarray], template: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Brings arrays with unrolled names into the layout of `template`, which may be scanned.
+
+    They are NumPy arrays where those of the template are, and JAX arrays otherwise.
 
     Raises:
       ValueError: names, shapes or types differ; one line with the first few.
@@ -66,32 +71,81 @@ def fit(loaded: Mapping[str, np.ndarray], template: Mapping[str, Any], path: str
     return layout.fill(dict(template), loaded)
 
 
+def find(path: str) -> None:
+    """Refuses a place to start from that is not there.
+
+    Raises:
+      FileNotFoundError: neither a file of weights, nor a workdir or checkpoint.
+    """
+    if weight_files.is_weight_file(path):
+        weight_files.check(path)
+    else:
+        checkpoint.find(path)
+
+
+def read_official(path: str, config: Config, info: data.Info) -> dict[str, Any]:
+    """A file of official weights for the model that a configuration describes, as if it were a checkpoint.
+
+    What had to be adapted, such as positions for another image size, is said on stderr.
+
+    Args:
+      path: a file that `models.load_weights` reads.
+      info: what the data says of itself; the classifier has to have as many classes.
+
+    Returns:
+      What `training.checkpoint.restore_for_eval` returns, with step 0, no averages and an empty configuration.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file cannot be read, or does not fit the model.
+    """
+    model = abstract_model(tasks.create(config.train.task, config, info))[0]
+    params, model_state, notes = models.convert_weights(model, path)
+    _say(path, notes)
+    return {
+        "params": params,
+        "model_state": model_state,
+        "ema": None,
+        "config": {},
+        "step": 0,
+        "metadata": {"info": dataclasses.asdict(info)},
+        "path": path,
+    }
+
+
 def start_from(
     path: str, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array], model: nnx.Module
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Starts a fresh model from saved weights (averaged ones where there are any).
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Starts a fresh model from saved weights (averaged ones where there are any) or from a file of official ones.
 
     What the model can adapt (a classifier for another number of classes, positions of another image size) is adapted
     and said on stderr; everything else has to fit.
 
     Args:
-      path: workdir or checkpoint.
+      path: workdir, checkpoint or file of weights.
       params, model_state: the fresh ones.
       model: knows what may be adapted.
 
     Returns:
-      Parameters and model state in the layout of the fresh ones.
+      Parameters and model state in the layout of the fresh ones, whole and on the host in every process.
     """
-    loaded, loaded_state = weights(checkpoint.restore_for_eval(path))
-    fresh = models.unstack({name: np.asarray(value) for name, value in params.items()})
+    fresh, fresh_state = mesh.gather((dict(params), dict(model_state)))
+    where = f"config.model.init_from={path}"
     try:
-        loaded, notes = models.adapt(model, loaded, fresh)
+        if weight_files.is_weight_file(path):
+            own = models.merge(models.split(model)[0], fresh, fresh_state)
+            loaded, loaded_state, notes = models.convert_weights(own, path)
+        else:
+            loaded, loaded_state = weights(checkpoint.restore_for_eval(path))
+            loaded, notes = models.adapt(model, loaded, models.unstack(fresh))
     except ValueError as error:
-        raise ValueError(f"config.model.init_from={path}: {error}") from error
-    fitted = (
-        fit(loaded, params, f"config.model.init_from={path}"),
-        fit(loaded_state, model_state, f"config.model.init_from={path}"),
-    )
-    for note in notes:
-        print(f"init_from {path}: {note}", file=sys.stderr)
+        raise ValueError(f"{where}: {error}") from error
+    fitted = fit(loaded, fresh, where), fit(loaded_state, fresh_state, where)
+    _say(f"init_from {path}", notes)
     return fitted
+
+
+def _say(what: str, notes: Iterable[str]) -> None:
+    if jax.process_index() == 0:
+        for note in notes:
+            print(f"{what}: {note}", file=sys.stderr)

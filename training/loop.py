@@ -21,7 +21,7 @@ import configs
 import data
 from configs import Config
 from tasks.base import Task
-from training import checkpoint, evaluate, feeding, hostread, mesh, provenance, summary
+from training import checkpoint, evaluate, feeding, hostread, mesh, processes, provenance, summary
 from training import workdir as workdirs
 from training.log import Jsonl, Terminal, Writers
 from training.preemption import Preempted, Signals
@@ -69,13 +69,15 @@ def train(
       FloatingPointError: a step was not finite and `config.train.nonfinite` is "stop".
       Preempted: SIGTERM or SIGINT came; the state has been saved.
     """
-    workdir, terminal = Path(workdir), terminal or Terminal()
+    workdir, terminal = Path(workdir), terminal or Terminal(quiet=not processes.is_first())
     workdirs.check(workdir, config)
     if (done := summary.completed(workdir)) is not None:
         terminal.say(
             f"{workdir}: complete at step {done['step']}; see {workdir / 'summary.json'} (another workdir starts anew)"
         )
         return done
+    if jax.distributed.is_initialized() and processes.connection() is None:
+        raise ValueError("several processes have to be connected by training.processes.start, as train.py does")
     with Signals() as signals:
         run = prepare(config, task=task, source=(sources or {}).get("train"))
         sets = evaluate.open_sets(config, sources)
@@ -99,7 +101,7 @@ class Session:
     ):
         self.run, self.workdir, self.sets, self.terminal = run, workdir, sets, terminal
         self.most_eval_batches = most_eval_batches
-        self.primary = jax.process_index() == 0
+        self.primary = processes.is_first()
         config = run.config
         self.log_every, self.eval_every, self.save_every = (
             run.steps(group.every_steps) for group in (config.log, config.eval, config.checkpoint)
@@ -112,6 +114,7 @@ class Session:
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"--workdir={workdir}: cannot be made: {error.strerror}") from error
+        processes.check_shared(workdir, f"--workdir={workdir}")
         best, mode = run.task.best_metric
         self.checkpoints = checkpoint.Checkpointer(
             workdir / "checkpoints",
@@ -132,7 +135,9 @@ class Session:
         self.example_ids = Jsonl(workdir / name, self.step) if config.log.example_ids else None
 
     def _restore_or_start(self) -> TrainState:
-        if self.checkpoints.latest() is not None:
+        newest = self.checkpoints.latest()
+        processes.agree(-1 if newest is None else newest, f"newest checkpoints in {self.workdir}")
+        if newest is not None:
             restored, metadata = self.checkpoints.restore(
                 self.run.template.as_dict(), shardings=self.run.shardings.as_dict()
             )
@@ -171,7 +176,7 @@ class Session:
                     self.example_ids.write({"step": self.step, "index": ids})
                 if tracer:
                     tracer.after(self.step, self.state)
-                self._between_steps(window, signals.received, {"replaced": stream.stats.replaced})
+                self._between_steps(window, signals.after(self.step), {"replaced": stream.stats.replaced})
         return self._finish(window)
 
     def _on_device(self, stream: Iterator[Any], window: _Window) -> Iterator[tuple[dict[str, jax.Array], list[int]]]:

@@ -19,7 +19,7 @@ import tasks
 from configs import Config
 from models import partition
 from tasks.base import Task
-from training import checkpoint, feeding, initial, mesh, optim, schedules, step
+from training import feeding, initial, mesh, optim, schedules, step
 from training.state import TrainState, healthy
 
 
@@ -124,7 +124,7 @@ def prepare(
     feeding.check(config, source, batch_shapes, training=True)
 
     if config.model.init_from:
-        checkpoint.find(config.model.init_from)  # a missing one is said now
+        initial.find(config.model.init_from)  # a missing one is said now
 
     def arrays(seed: Any) -> tuple[Any, Any]:
         return models.split(task.build_model(nnx.Rngs(jax.random.key(seed))))[1:]
