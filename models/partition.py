@@ -11,7 +11,7 @@ to it, and without one every function does nothing.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -139,6 +139,51 @@ def _gathered_backward(dtype: Any, stored: PartitionSpec, like: jax.Array, gradi
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def product(
+    x: jax.Array, kernel: nnx.Variable, dtype: Any, arrange: Callable[[jax.Array], jax.Array] = lambda kernel: kernel
+) -> jax.Array:
+    """`x` times a gathered kernel, over the last axis of x and the first of the kernel.
+
+    The backward pass gathers the kernel again: kept, the layers of a stack together would be the whole model on every
+    device.
+
+    Args:
+      arrange: brings the gathered kernel into the form to multiply with.
+    """
+    ways = _ways()
+
+    def multiply(x: jax.Array, stored: jax.Array) -> jax.Array:
+        whole = _gathered(stored, jnp.dtype(dtype), spec) if ways else stored.astype(dtype)
+        return jnp.tensordot(x.astype(dtype), arrange(whole), 1)
+
+    value = kernel[...]
+    spec = parameter_spec(value.shape, kernel.get_metadata().get("tensor_split"), ways)
+    return (_from_inputs if "fsdp" in spec else _plainly)(multiply, x, value)
+
+
+def _plainly(function: Callable, *arguments: jax.Array) -> jax.Array:
+    return function(*arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _from_inputs(function: Callable, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`function(x, kernel)`, of which only the two are kept for the backward pass."""
+    return function(x, kernel)
+
+
+def _from_inputs_forward(function: Callable, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
+    return function(x, kernel), (x, kernel)
+
+
+def _from_inputs_backward(function: Callable, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Without the barrier the compiler may take both gathers for one, and keep its result in between.
+    (x, kernel), gradient = jax.lax.optimization_barrier((kept, gradient))
+    return jax.vjp(function, x, kernel)[1](gradient)
+
+
+_from_inputs.defvjp(_from_inputs_forward, _from_inputs_backward)
 
 
 def _padded(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:
