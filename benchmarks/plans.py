@@ -3,7 +3,7 @@
     python -m benchmarks.plans [--only=v5e] [--no_batch_search] [--write]
 
 Needs the extra `plan`. A case is a minute or two of compilation, four times as much with the search for the largest
-batch; `--write` puts the table into docs/plans.md, between its two marks.
+batch; `--write` puts the table into docs/plans.md, between its two marks, where columns that were not made again stay.
 """
 
 from __future__ import annotations
@@ -101,19 +101,31 @@ def markdown(columns: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def columns_of(page: str) -> dict[str, dict[str, str]]:
+    """The columns of the table that the page has; the reverse of `markdown`."""
+    table = page.partition(MARKS[0])[2].partition(MARKS[1])[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    if not rows:
+        return {}
+    (_, *labels), _, *rows = rows
+    return {label: {row[0]: row[i] for row in rows if row[i]} for i, label in enumerate(labels, start=1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cases whose topology begins so")
+    parser.add_argument("--only", default="", help="columns whose title begins so")
     parser.add_argument("--no_batch_search", action="store_true")
     parser.add_argument("--write", action="store_true", help="put the table into docs/plans.md")
     options = parser.parse_args()
     chips.use_compiler()
     columns: dict[str, dict[str, str]] = {}
     for case in CASES:
-        if case.topology.startswith(options.only):
-            label = case.topology + (", FSDP" if "mesh.fsdp" in case.changes else "")
+        label = case.topology + (", FSDP" if "mesh.fsdp" in case.changes else "")
+        if label.startswith(options.only):
             columns[label] = column(case, not options.no_batch_search)
             print(json.dumps({label: columns[label]}), file=sys.stderr, flush=True)
+    if options.write:
+        columns = {**columns_of(PAGE.read_text()), **columns}
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
     text = f"{markdown(columns)}\n\n{versions}."
     print(text)

@@ -1,8 +1,8 @@
 """Images a second of one process and of two, one core each, on the same global batch: what a second machine would gain.
 
-    python -m benchmarks.processes [--rounds=3] [--batch_size=32] [--steps=8]
+    python -m benchmarks.processes [--rounds=2] [--batch_size=32] [--steps=4]
 
-Prints training speed, compilation left out, for ViT-Ti/16 at 96 pixels in float32. Both sides take turns; each process
+Prints training speed, compilation left out, for ViT-Ti/16 at 224 pixels in float32. Both sides take turns; each process
 is pinned to a core of its own, so that a process has the same resources on both sides.
 """
 
@@ -35,10 +35,9 @@ def images_per_second(processes: int, batch_size: int, steps: int) -> float:
             "train.py",
             "--config=configs/vit_ti16_imagenet.py",
             f"--workdir={folder}/run",
-            "--config.data.name=synthetic:classes=10,examples=256,size=96",
+            "--config.data.name=synthetic:classes=10,examples=256,size=224",
             "--config.data.train_transforms=normalize",
             "--config.data.eval_split=test[:8]",
-            "--config.data.image_size=96",
             "--config.data.threads=1",
             "--config.data.workers=0",
             "--config.train.precision=float32",
@@ -68,15 +67,16 @@ def images_per_second(processes: int, batch_size: int, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
     found: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(options.rounds):
         for processes, speeds in found.items():
+            load = os.getloadavg()[0]  # of others, before this run: they take the cores away
             speeds.append(images_per_second(processes, options.batch_size, options.steps))
-            print(f"{processes} process(es): {speeds[-1]:.2f} images/s", flush=True)
+            print(f"{processes} process(es): {speeds[-1]:.2f} images/s (load before: {load:.1f})", flush=True)
     one, two = (statistics.median(speeds) for speeds in found.values())
     print(json.dumps({"one": round(one, 2), "two": round(two, 2), "ratio": round(two / one, 3)}))
 

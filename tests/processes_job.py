@@ -12,7 +12,6 @@ from pathlib import Path
 import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULTY = Path(__file__).resolve().with_name("processes_fault.py")
 SCHEDULERS = ("SLURM_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "TPU_WORKER")
 
 
@@ -51,14 +50,12 @@ class Job:
       arguments: of the command; more for one process in `own`, by its number.
       devices: CPU devices of each process.
       how: what tells the processes of each other.
-      fault: one that `processes_fault.py` plants in all of them.
     """
 
-    def __init__(self, *arguments, script="train.py", processes=1, devices=1, how=by_flags, own=None, fault=None):
+    def __init__(self, *arguments, script="train.py", processes=1, devices=1, how=by_flags, own=None):
         port = free_port()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(SCHEDULERS)}
         environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-        command = [sys.executable, script] if fault is None else [sys.executable, str(FAULTY), fault]
         self.processes, self._said = [], []
         for i in range(processes):
             # Files, because a pipe could fill up while another one is read.
@@ -67,7 +64,7 @@ class Job:
             flags, variables = how(port, processes, i) if processes > 1 else ([], {})
             self.processes.append(
                 subprocess.Popen(
-                    [*command, *arguments, *flags, *(own or {}).get(i, [])],
+                    [sys.executable, script, *arguments, *flags, *(own or {}).get(i, [])],
                     cwd=ROOT,
                     env=environment | variables,
                     stdout=said[0],

@@ -80,7 +80,7 @@ def test_snippets(page, mark, text, checkout, tmp_path):
 def test_links_lead_somewhere():
     for page in PAGES:
         prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text()))
-        for target in re.findall(r"\]\(([^)#:]+)[^)]*\)", prose):
+        for target in re.findall(r"\]\((?!https?:)([^)#:]+)[^)]*\)", prose):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 

@@ -1,8 +1,12 @@
 """What schedulers, variables and flags say about a process, as a table; and whether the manifests say it."""
 
+import argparse
+import threading
+
+import jax
 import pytest
 
-from training import command, launch
+from training import command, launch, processes
 from training.launch import decide
 
 SLURM = {
@@ -154,3 +158,17 @@ def test_a_machine_without_accelerator_does_not_look_for_a_tpu(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(command.importlib.util, "find_spec", lambda name: None)
         assert not command.only_cpu()
+
+
+def test_a_single_process_starts_nothing(monkeypatch):
+    for name in ("SLURM_JOB_ID", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "TPU_WORKER_ID"):
+        monkeypatch.delenv(name, raising=False)
+    parser = argparse.ArgumentParser()
+    processes.add_flags(parser)
+    threads = threading.active_count()
+    assert processes.start(parser.parse_args([])) == launch.Launch()
+    assert processes.start(parser.parse_args(["--num_processes=1"])).processes == 1
+    assert processes.is_first()
+    assert processes.connection() is None
+    assert not jax.distributed.is_initialized()
+    assert threading.active_count() == threads

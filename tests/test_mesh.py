@@ -1,4 +1,4 @@
-"""Where arrays live on a mesh: rules by kind of layer, rows of processes, and the same numbers on eight devices as on one."""
+"""Where arrays live on a mesh: rules by layer, rows of processes, the same numbers on eight devices as on one."""
 
 import json
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 import tiny
 from flax import nnx

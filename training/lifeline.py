@@ -42,7 +42,8 @@ class Lifeline:
 
     def __init__(self, launch: Launch, lost_after: float):
         self.launch, self.lost_after = launch, lost_after
-        self._host, port = launch.address.rsplit(":", 1)
+        host, port = launch.address.rsplit(":", 1)
+        self._host = host.strip("[]")  # of an IPv6 address
         self._port = int(port)
         self._peers: dict[int, _Peer] = {}  # of process 0 all others, of the others process 0
         self._service_port = 0  # of JAX's service in process 0
