@@ -1,0 +1,1 @@
+"""Neighborhood attention: its pattern in integers, an oracle, and kernels that agree with it."""
