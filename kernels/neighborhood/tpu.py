@@ -1,0 +1,207 @@
+"""Neighborhood attention on TPUs: the common contract of implementations around the two Pallas kernels.
+
+Arrays come heads last, `[B, *S, H, D]`, which is the packed output of a projection seen with one more axis; the kernels
+read it packed, so that neither side is copied. What the kernels do not have is brought to what they have: grouped key
+heads are repeated, head dims are padded with zeros to a common multiple of 8.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels.neighborhood import tpu_backward, tpu_forward
+from kernels.neighborhood.pattern import Pattern
+from kernels.neighborhood.tiles import three_axes
+from kernels.neighborhood.tpu_bias import spread_bias
+from kernels.neighborhood.tpu_blocks import Blocks
+from kernels.neighborhood.tpu_choice import choose
+from kernels.neighborhood.tpu_plan import Plan
+
+_DTYPES = ("float32", "bfloat16")
+
+
+def refuse(
+    q: Any, k: Any, v: Any, bias: Any, extra_keys: Any, extra_values: Any, *, pattern: Pattern
+) -> str | None:
+    """Why these arguments cannot be had here; None if they can."""
+    if str(q.dtype) not in _DTYPES:
+        return f"dtype {q.dtype}; the kernel takes {' and '.join(_DTYPES)}"
+    extra = 0 if extra_keys is None else extra_keys.shape[1]
+    try:
+        for direction in ("forward", "backward"):
+            choose(pattern, q.shape[-2], _width(q, v), q.dtype, direction, bias=bias is not None, extra=extra)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def forward(
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    extra_keys: Any,
+    extra_values: Any,
+    *,
+    pattern: Pattern,
+    scale: float,
+    tile: tuple[int, ...] | None = None,
+) -> tuple[Any, Any]:
+    """Output `[B, *S, H, E]` and logsumexp `[B, *S, H]` float32. `tile`: queries of a tile, chosen unless given."""
+    extra = 0 if extra_keys is None else extra_keys.shape[1]
+    blocks = choose(
+        pattern, q.shape[-2], _width(q, v), q.dtype, "forward", bias=bias is not None, extra=extra, tile=tile
+    )
+    packed = _pack_all(blocks.plan, pattern, q, k, v, extra_keys, extra_values)
+    added = None if bias is None else tpu_forward.LOG2E * spread_bias(blocks.plan, bias)
+    out, lse = tpu_forward.forward(blocks, *packed, added, scale=scale)
+    return _unpacked(out, q.shape, v.shape[-1], blocks.plan), rows_to_map(blocks.plan, lse, q.shape[:-1])
+
+
+def backward(
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    extra_keys: Any,
+    extra_values: Any,
+    out: Any,
+    lse: Any,
+    d_out: Any,
+    d_lse: Any,
+    *,
+    pattern: Pattern,
+    scale: float,
+    tile: tuple[int, ...] | None = None,
+) -> tuple[Any, ...]:
+    """Gradients of q, k, v, bias and the extra keys and values, None for what is None."""
+    extra = 0 if extra_keys is None else extra_keys.shape[1]
+    blocks = choose(
+        pattern, q.shape[-2], _width(q, v), q.dtype, "backward", bias=bias is not None, extra=extra, tile=tile
+    )
+    plan = blocks.plan
+    packed = _pack_all(plan, pattern, q, k, v, extra_keys, extra_values)
+    spread, pull = (None, None) if bias is None else jax.vjp(lambda table: spread_bias(plan, table), bias)
+    found = tpu_backward.backward(
+        blocks,
+        *packed,
+        None if spread is None else tpu_forward.LOG2E * spread,
+        _packed(out, plan, pattern),
+        map_to_rows(plan, lse),
+        _packed(d_out, plan, pattern),
+        None if d_lse is None else map_to_rows(plan, d_lse),
+        scale=scale,
+    )
+    d_q = _unpacked(found["d_q"], q.shape, q.shape[-1], plan)
+    d_k, d_v = (
+        _summed_heads(_unpacked(_summed_bands(plan, found[name]), q.shape, like.shape[-1], plan), like)
+        for name, like in (("d_k", k), ("d_v", v))
+    )
+    d_bias = None if pull is None else pull(found["d_bias"].sum(axis=0))[0].astype(bias.dtype)
+    d_extra: tuple[Any, ...] = (None, None)
+    if extra:
+        d_extra = tuple(
+            _summed_heads(
+                found[name].sum(axis=1)[:, :extra].reshape(q.shape[0], extra, plan.heads, -1)[..., : like.shape[-1]],
+                like,
+            )
+            for name, like in (("d_extra_keys", extra_keys), ("d_extra_values", extra_values))
+        )
+    return d_q, d_k, d_v, d_bias, *d_extra
+
+
+def rows_to_map(plan: Plan, rows: Any, shape: tuple[int, ...]) -> Any:
+    """One number for each query and head: from `Blocks.rows_shape` to `[B, *S, H]`."""
+    split, order, padded = _orders(plan)
+    batch = rows.shape[0]
+    grid = rows.reshape(batch, *split).transpose(0, *(1 + axis for axis in order)).reshape(batch, *padded, plan.heads)
+    z, y, x = (axis.length for axis in (layout.tiles.axis for layout in plan.layouts))
+    return grid[:, :z, :y, :x].reshape(shape)
+
+
+def map_to_rows(plan: Plan, values: Any) -> Any:
+    """The reverse of `rows_to_map`; zero for queries that do not exist."""
+    split, order, padded = _orders(plan)
+    batch = values.shape[0]
+    lengths = [layout.tiles.axis.length for layout in plan.layouts]
+    grid = values.reshape(batch, *lengths, plan.heads)
+    grid = jnp.pad(grid, [(0, 0), *((0, full - n) for full, n in zip(padded, lengths, strict=True)), (0, 0)])
+    back = [order.index(axis) for axis in range(len(order))]
+    grid = grid.reshape(batch, *(split[axis] for axis in order)).transpose(0, *(1 + axis for axis in back))
+    return grid.reshape(batch, plan.blocks, plan.bands, plan.band_tiles, plan.block_heads, plan.tiles.queries)
+
+
+def _orders(plan: Plan) -> tuple[list[int], list[int], list[int]]:
+    """How rows by tile split into axes, the order of these in a map, and the extents of the padded map."""
+    axes = [layout.tiles for layout in plan.layouts]
+    split = [plan.blocks, *(axis.bands for axis in axes)]
+    for axis in axes:
+        split += [axis.axis.dilation // axis.residues, axis.along // axis.bands]
+    split += [plan.block_heads, axes[0].tile, axes[1].tile, axes[2].residues, axes[2].tile]
+    # Token = ((band, tile), member) of the group, then the group: its block, then its place in the block.
+    order = [1, 5, 11, 4, 2, 7, 12, 6, 3, 9, 14, 8, 13, 0, 10]
+    padded = [axis.axis.dilation * axis.along * axis.tile for axis in axes]
+    return split, order, padded
+
+
+def _width(q: Any, v: Any) -> int:
+    return -(-max(q.shape[-1], v.shape[-1]) // 8) * 8
+
+
+def _packed(array: Any, plan: Plan, pattern: Pattern) -> Any:
+    """`[B, Z, Y, X, H * D]`, grouped heads repeated, the head dim padded."""
+    if array.shape[-2] != plan.heads:
+        array = jnp.repeat(array, plan.heads // array.shape[-2], axis=-2)
+    if array.shape[-1] != plan.head_dim:
+        array = jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, plan.head_dim - array.shape[-1])])
+    lengths = (axis.length for axis in three_axes(pattern))
+    return array.reshape(array.shape[0], *lengths, plan.heads * plan.head_dim)
+
+
+def _pack_all(plan: Plan, pattern: Pattern, q: Any, k: Any, v: Any, extra_keys: Any, extra_values: Any) -> tuple:
+    extra = None
+    if extra_keys is not None:
+        one_token = Pattern(())
+        rows = ((0, 0), (0, plan.extra_rows - plan.extra), (0, 0))
+        extra = tuple(
+            jnp.pad(
+                _packed(jnp.moveaxis(array, 1, 0).reshape(-1, *array.shape[2:]), plan, one_token)
+                .reshape(plan.extra, array.shape[0], -1)
+                .swapaxes(0, 1),
+                rows,
+            )
+            for array in (extra_keys, extra_values)
+        )
+    return *(_packed(array, plan, pattern) for array in (q, k, v)), extra
+
+
+def _unpacked(array: Any, shape: tuple[int, ...], width: int, plan: Plan) -> Any:
+    return array.reshape(*shape[:-2], plan.heads, plan.head_dim)[..., :width]
+
+
+def _summed_heads(gradient: Any, like: Any) -> Any:
+    """Sums the gradients of repeated heads."""
+    heads = like.shape[-2]
+    if gradient.shape[-2] != heads:
+        split = (*gradient.shape[:-2], heads, gradient.shape[-2] // heads, gradient.shape[-1])
+        gradient = gradient.reshape(split).astype(jnp.float32).sum(axis=-2)
+    return gradient.astype(like.dtype)
+
+
+def _summed_bands(plan: Plan, parts: Any) -> Any:
+    """`[B, Z, Y, X, lanes]` from the overlapping blocks of the bands."""
+    if plan.bands == 1:
+        return parts[:, 0]
+    number = next(i for i, layout in enumerate(plan.layouts) if layout.tiles.bands > 1)
+    layout = plan.layouts[number]
+    lengths = [one.tiles.axis.length for one in plan.layouts]
+    total = jnp.zeros((parts.shape[0], *lengths, parts.shape[-1]), jnp.float32)
+    for band, first in enumerate(layout.first_key):
+        where = [slice(None)] * total.ndim
+        where[1 + number] = slice(int(first), int(first) + layout.keys)
+        total = total.at[tuple(where)].add(parts[:, band])
+    return total

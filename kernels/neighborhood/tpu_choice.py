@@ -1,0 +1,170 @@
+"""Which tiles, bands and blocks of heads a TPU kernel works with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.neighborhood.pattern import Pattern
+from kernels.neighborhood.tiles import three_axes
+from kernels.neighborhood.tpu_blocks import Blocks
+from kernels.neighborhood.tpu_plan import LANES, Plan, block_sizes, make_plan
+
+_UNKNOWN_VMEM = 16 * 2**20
+"""Memory of the smallest chip, for a program that is traced without saying for which chip."""
+
+
+def chip_memory() -> int:
+    """Bytes of vector memory that a kernel may use on the chip that is traced for: three quarters of it."""
+    try:
+        capacity = pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:
+        capacity = _UNKNOWN_VMEM
+    return capacity * 3 // 4
+
+
+def choose(
+    pattern: Pattern,
+    heads: int,
+    head_dim: int,
+    dtype: Any,
+    direction: str,
+    *,
+    bias: bool = False,
+    extra: int = 0,
+    tile: tuple[int, ...] | None = None,
+    vmem: int | None = None,
+) -> Blocks:
+    """The layout for a problem.
+
+    Args:
+      tile: members of a group along each axis of the map; by a model of the cost unless given.
+      vmem: bytes on the chip; those of the chip that is traced for unless given.
+
+    Raises:
+      ValueError: nothing fits the memory of the chip.
+    """
+    vmem = chip_memory() if vmem is None else vmem
+    return _choose(pattern, heads, head_dim, jnp.dtype(dtype).itemsize, direction, bias, extra, tile, vmem)
+
+
+@functools.lru_cache(maxsize=256)
+def _choose(
+    pattern: Pattern,
+    heads: int,
+    head_dim: int,
+    itemsize: int,
+    direction: str,
+    bias: bool,
+    extra: int,
+    tile: tuple[int, ...] | None,
+    vmem: int,
+) -> Blocks:
+    tiles = [(tile, 1)] if tile is not None else candidates(pattern)
+    ranked = sorted(tiles, key=lambda one: cost(pattern, heads, head_dim, one[0], one[1], extra))
+    smallest = math.inf
+    for members, residues in ranked[:6]:
+        for bands, block in _splits(pattern, members, heads, head_dim):
+            plan = make_plan(
+                pattern,
+                heads,
+                head_dim,
+                tile=members,
+                residues=residues,
+                bands=bands,
+                block_heads=block,
+                extra=extra,
+            )
+            needed = memory(plan, itemsize, direction, bias)
+            smallest = min(smallest, needed)
+            if needed <= vmem:
+                return Blocks(plan, vmem)
+    raise ValueError(
+        f"a band of the map {pattern.shape} needs {smallest / 2**20:.0f} MiB on the chip, which has {vmem / 2**20:.0f}"
+    )
+
+
+def candidates(pattern: Pattern) -> list[tuple[tuple[int, ...], int]]:
+    """Tiles to choose from, `(members along each axis, residues)`."""
+    axes = [axis for axis in three_axes(pattern)][3 - len(pattern.axes) :]
+    longest = [-(-axis.length // axis.dilation) for axis in axes]
+    options = []
+    for number, length in enumerate(longest):
+        last = number == len(longest) - 1
+        sizes = [8, 16, 32, 64, 128, 256, 512] if last else [1, 2, 4, 7, 8, 14, 16, 32]
+        limit = -(-length // 8) * 8 if last else length
+        options.append([size for size in sizes if size <= limit] or [limit])
+    residues = [r for r in (1, 2, 4, 8) if axes[-1].dilation % r == 0]
+    found = [
+        (members, r)
+        for members in itertools.product(*options)
+        for r in residues
+        if math.prod(members) * r <= 512
+    ]
+    return found
+
+
+def cost(
+    pattern: Pattern, heads: int, head_dim: int, tile: tuple[int, ...], residues: int = 1, extra: int = 0
+) -> float:
+    """Cycles of the forward kernel, roughly: what a model of its vector work gives, and nothing of memory."""
+    plan = make_plan(pattern, heads, head_dim, tile=tile, residues=residues, extra=extra)
+    keys, queries = plan.tiles.keys + plan.extra_rows, plan.tiles.queries
+    vectors = keys / 8 * -(-queries // LANES)
+    width = -(-head_dim // LANES) * heads
+    runs = plan.tiles.axes[0].span * plan.tiles.axes[1].span * residues
+    per_tile = heads * (4.5 * vectors + 30) + len(plan.parts) * (0.4 * keys + runs) + width * queries / 8 + 60
+    return plan.tiles.count * per_tile
+
+
+def memory(plan: Plan, itemsize: int, direction: str, bias: bool) -> int:
+    """Bytes on the chip: blocks twice where the grid has more than one step, unpacked maps, tables."""
+    query, key, query_map, key_map = 1, 1, 1, 1
+    for number, layout in enumerate(plan.layouts):
+        last = number == 2
+        query *= _rounded(layout.queries, 16 if last else 1)
+        key *= _rounded(layout.keys, 16 if last else 1)
+        query_map *= _rounded(layout.padded_queries, 8 if last else 1)
+        key_map *= _rounded(layout.padded_keys, 8 if last else 1)
+    lanes = _rounded(plan.lanes, LANES)
+    rows = plan.band_tiles * _rounded(plan.block_heads, 8) * _rounded(plan.tiles.queries, LANES) * 4
+    is_backward = direction == "backward"
+    partial = itemsize if plan.bands == 1 else 4
+    blocks = (4 if is_backward else 2) * query * lanes * itemsize + 2 * key * lanes * itemsize + rows
+    if is_backward:
+        blocks += 2 * key * lanes * partial + rows
+    scratch = (4 if is_backward else 2) * key_map * lanes * 4
+    if not plan.is_direct:
+        scratch += (4 if is_backward else 2) * query_map * lanes * 4
+    tables = sum(mask.nbytes for mask in plan.masks)
+    if bias:
+        tables += (2 if is_backward else 1) * bias_bytes(plan)
+    work = 4 * plan.block_heads * plan.tiles.keys * _rounded(plan.tiles.queries, LANES) * 2
+    return 2 * (blocks + tables) + scratch + work
+
+
+def bias_bytes(plan: Plan) -> int:
+    """Bytes of the spread bias of a block."""
+    z, y, x = (layout.tiles for layout in plan.layouts)
+    from kernels.neighborhood.tpu_plan import offsets
+
+    boxes = (z.span + len(offsets(z)) - 1) * (y.span + len(offsets(y)) - 1) * len(offsets(x))
+    return 4 * plan.block_heads * boxes * x.span * x.residues * _rounded(plan.tiles.queries, LANES)
+
+
+def _splits(pattern: Pattern, tile: tuple[int, ...], heads: int, head_dim: int) -> list[tuple[int, int]]:
+    """`(bands, heads of a block)`: first fewer heads, then more bands, since bands read keys twice."""
+    first = pattern.axes[0]
+    along = -(-(-(-first.length // first.dilation)) // tile[0])
+    bands = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= along]
+    return [(band, block) for band in bands for block in block_sizes(heads, head_dim)]
+
+
+def _rounded(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
