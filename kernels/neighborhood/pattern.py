@@ -74,7 +74,7 @@ class Axis:
     def neighbors(self, index: int) -> Int[np.ndarray, " K"]:
         """Token indices of the keys of a query, in order."""
         first, end = self.interval(index)
-        return index % self.dilation + self.dilation * np.arange(first, end)
+        return index % self.dilation + self.dilation * np.arange(int(first), int(end))
 
     def reverse_interval(self, index: Any) -> Bounds:
         """`[first, end)` of the queries that see the key with token index `index`, as members of its group.
@@ -207,7 +207,7 @@ def make_pattern(
     dilations = per_axis("dilation", dilation, len(shape), 1)
     causal = per_axis("is_causal", is_causal, len(shape), None)
     axes = []
-    for number, (n, w, s, d, c) in enumerate(zip(shape, windows, strides, dilations, causal, strict=True)):
+    for number, (n, w, s, d, causal_here) in enumerate(zip(shape, windows, strides, dilations, causal, strict=True)):
         where = f"axis {number} of the map {shape}"
         if s > w:
             raise ValueError(f"stride {s} is larger than window {w} on {where}; allowed: 1 to {w}")
@@ -226,7 +226,7 @@ def make_pattern(
                 stacklevel=2,
             )
             w, d, s = smaller, fitting, min(s, smaller)
-        axes.append(Axis(n, w, s, d, c))
+        axes.append(Axis(n, w, s, d, causal_here))
     return Pattern(tuple(axes))
 
 
@@ -237,7 +237,7 @@ def per_axis(name: str, value: Any, rank: int, least: int | None) -> tuple[Any, 
       ValueError: for another number of entries, or an entry that is not legal.
     """
     kind = "True or False" if least is None else f"an integer of at least {least}"
-    entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
+    entries: tuple[Any, ...] = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(entries) != rank:
         raise ValueError(f"{name}={value!r} has {len(entries)} entries for {rank} axes; allowed: one, or {rank}")
     for entry in entries:

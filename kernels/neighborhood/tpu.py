@@ -7,7 +7,6 @@ heads are repeated, head dims are padded with zeros to a common multiple of 8.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -30,10 +29,9 @@ def refuse(
     """Why these arguments cannot be had here; None if they can."""
     if str(q.dtype) not in _DTYPES:
         return f"dtype {q.dtype}; the kernel takes {' and '.join(_DTYPES)}"
-    extra = 0 if extra_keys is None else extra_keys.shape[1]
     try:
         for direction in ("forward", "backward"):
-            choose(pattern, q.shape[-2], _width(q, v), q.dtype, direction, bias=bias is not None, extra=extra)
+            _blocks(direction, q, v, bias, extra_keys, pattern)
     except ValueError as error:
         return str(error)
     return None
@@ -52,14 +50,17 @@ def forward(
     tile: tuple[int, ...] | None = None,
 ) -> tuple[Any, Any]:
     """Output `[B, *S, H, E]` and logsumexp `[B, *S, H]` float32. `tile`: queries of a tile, chosen unless given."""
-    extra = 0 if extra_keys is None else extra_keys.shape[1]
-    blocks = choose(
-        pattern, q.shape[-2], _width(q, v), q.dtype, "forward", bias=bias is not None, extra=extra, tile=tile
+    blocks = _blocks("forward", q, v, bias, extra_keys, pattern, tile)
+    plan = blocks.plan
+    added = None if bias is None else tpu_forward.LOG2E * spread_bias(plan, bias)
+    out, lse = tpu_forward.forward(
+        blocks,
+        *(_packed(array, plan, pattern) for array in (q, k, v)),
+        extra=_packed_extra(plan, extra_keys, extra_values),
+        bias=added,
+        scale=scale,
     )
-    packed = _pack_all(blocks.plan, pattern, q, k, v, extra_keys, extra_values)
-    added = None if bias is None else tpu_forward.LOG2E * spread_bias(blocks.plan, bias)
-    out, lse = tpu_forward.forward(blocks, *packed, added, scale=scale)
-    return _unpacked(out, q.shape, v.shape[-1], blocks.plan), rows_to_map(blocks.plan, lse, q.shape[:-1])
+    return _unpacked(out, q.shape, v.shape[-1], plan), rows_to_map(plan, lse, q.shape[:-1])
 
 
 def backward(
@@ -79,21 +80,18 @@ def backward(
     tile: tuple[int, ...] | None = None,
 ) -> tuple[Any, ...]:
     """Gradients of q, k, v, bias and the extra keys and values, None for what is None."""
-    extra = 0 if extra_keys is None else extra_keys.shape[1]
-    blocks = choose(
-        pattern, q.shape[-2], _width(q, v), q.dtype, "backward", bias=bias is not None, extra=extra, tile=tile
-    )
+    blocks = _blocks("backward", q, v, bias, extra_keys, pattern, tile)
     plan = blocks.plan
-    packed = _pack_all(plan, pattern, q, k, v, extra_keys, extra_values)
     spread, pull = (None, None) if bias is None else jax.vjp(lambda table: spread_bias(plan, table), bias)
     found = tpu_backward.backward(
         blocks,
-        *packed,
-        None if spread is None else tpu_forward.LOG2E * spread,
-        _packed(out, plan, pattern),
-        map_to_rows(plan, lse),
-        _packed(d_out, plan, pattern),
-        None if d_lse is None else map_to_rows(plan, d_lse),
+        *(_packed(array, plan, pattern) for array in (q, k, v)),
+        extra=_packed_extra(plan, extra_keys, extra_values),
+        bias=None if spread is None else tpu_forward.LOG2E * spread,
+        out=_packed(out, plan, pattern),
+        lse=map_to_rows(plan, lse),
+        d_out=_packed(d_out, plan, pattern),
+        d_lse=None if d_lse is None else map_to_rows(plan, d_lse),
         scale=scale,
     )
     d_q = _unpacked(found["d_q"], q.shape, q.shape[-1], plan)
@@ -102,15 +100,12 @@ def backward(
         for name, like in (("d_k", k), ("d_v", v))
     )
     d_bias = None if pull is None else pull(found["d_bias"].sum(axis=0))[0].astype(bias.dtype)
-    d_extra: tuple[Any, ...] = (None, None)
-    if extra:
-        d_extra = tuple(
-            _summed_heads(
-                found[name].sum(axis=1)[:, :extra].reshape(q.shape[0], extra, plan.heads, -1)[..., : like.shape[-1]],
-                like,
-            )
-            for name, like in (("d_extra_keys", extra_keys), ("d_extra_values", extra_values))
-        )
+    d_extra: list[Any] = [None, None]
+    if plan.extra:
+        for number, (name, like) in enumerate((("d_extra_keys", extra_keys), ("d_extra_values", extra_values))):
+            rows = found[name].sum(axis=1)[:, : plan.extra]
+            rows = rows.reshape(*rows.shape[:2], plan.heads, plan.head_dim)[..., : like.shape[-1]]
+            d_extra[number] = _summed_heads(rows, like)
     return d_q, d_k, d_v, d_bias, *d_extra
 
 
@@ -148,35 +143,44 @@ def _orders(plan: Plan) -> tuple[list[int], list[int], list[int]]:
     return split, order, padded
 
 
-def _width(q: Any, v: Any) -> int:
-    return -(-max(q.shape[-1], v.shape[-1]) // 8) * 8
+def _blocks(
+    direction: str, q: Any, v: Any, bias: Any, extra_keys: Any, pattern: Pattern, tile: tuple[int, ...] | None = None
+) -> Blocks:
+    return choose(
+        pattern,
+        q.shape[-2],
+        -(-max(q.shape[-1], v.shape[-1]) // 8) * 8,
+        q.dtype,
+        direction,
+        batch=q.shape[0],
+        bias=bias is not None,
+        extra=0 if extra_keys is None else extra_keys.shape[1],
+        tile=tile,
+    )
 
 
 def _packed(array: Any, plan: Plan, pattern: Pattern) -> Any:
     """`[B, Z, Y, X, H * D]`, grouped heads repeated, the head dim padded."""
+    lengths = (axis.length for axis in three_axes(pattern))
+    return _wide(array, plan).reshape(array.shape[0], *lengths, plan.heads * plan.head_dim)
+
+
+def _packed_extra(plan: Plan, extra_keys: Any, extra_values: Any) -> Any:
+    """`[B, rows, H * D]` of both, or None."""
+    if extra_keys is None:
+        return None
+    missing = ((0, 0), (0, plan.extra_rows - plan.extra), (0, 0))
+    wide = (_wide(array, plan).reshape(*array.shape[:2], -1) for array in (extra_keys, extra_values))
+    return tuple(jnp.pad(array, missing) for array in wide)
+
+
+def _wide(array: Any, plan: Plan) -> Any:
+    """`[..., H, D]` with all heads and the head dim of the plan."""
     if array.shape[-2] != plan.heads:
         array = jnp.repeat(array, plan.heads // array.shape[-2], axis=-2)
     if array.shape[-1] != plan.head_dim:
         array = jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, plan.head_dim - array.shape[-1])])
-    lengths = (axis.length for axis in three_axes(pattern))
-    return array.reshape(array.shape[0], *lengths, plan.heads * plan.head_dim)
-
-
-def _pack_all(plan: Plan, pattern: Pattern, q: Any, k: Any, v: Any, extra_keys: Any, extra_values: Any) -> tuple:
-    extra = None
-    if extra_keys is not None:
-        one_token = Pattern(())
-        rows = ((0, 0), (0, plan.extra_rows - plan.extra), (0, 0))
-        extra = tuple(
-            jnp.pad(
-                _packed(jnp.moveaxis(array, 1, 0).reshape(-1, *array.shape[2:]), plan, one_token)
-                .reshape(plan.extra, array.shape[0], -1)
-                .swapaxes(0, 1),
-                rows,
-            )
-            for array in (extra_keys, extra_values)
-        )
-    return *(_packed(array, plan, pattern) for array in (q, k, v)), extra
+    return array
 
 
 def _unpacked(array: Any, shape: tuple[int, ...], width: int, plan: Plan) -> Any:

@@ -40,13 +40,13 @@ def backward(
     q: Any,
     k: Any,
     v: Any,
+    *,
     extra: Any,
     bias: Any,
     out: Any,
     lse: Any,
     d_out: Any,
     d_lse: Any,
-    *,
     scale: float,
 ) -> dict[str, Any]:
     """`d_q` like q; `d_k`, `d_v`, `d_extra_keys`, `d_extra_values` by band `[B, band, ...]`, `d_bias` `[band, ...]`.

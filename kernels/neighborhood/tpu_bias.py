@@ -16,7 +16,7 @@ from kernels.neighborhood.tiles import AxisTiles
 from kernels.neighborhood.tpu_plan import Plan, offsets
 
 
-def spread_bias(plan: Plan, table: Float[Array, "H *W"]) -> Float[Array, "H O Z Y K Q"]:
+def spread_bias(plan: Plan, table: Float[Array, " H *W"]) -> Float[Array, "H O Z Y K Q"]:
     """What each tile adds to its logits.
 
     Returns:

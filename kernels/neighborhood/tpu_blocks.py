@@ -65,7 +65,7 @@ class Blocks:
         if name in KEY_MAPS and plan.bands == 1:
             return pl.BlockSpec((1, *array.shape[1:4], plan.lanes), lambda block, band, b, *_: (b, 0, 0, 0, block))
         if name in KEY_MAPS:
-            # A band's keys overlap those of the next, so blocks begin at a token rather than at a multiple of their size.
+            # The keys of a band overlap those of the next, so a block begins at a token, not at a multiple of its size.
             shape = (1, *(layout.keys for layout in layouts), plan.lanes)
 
             def first(block: Any, band: Any, b: Any, starts: Any, first_keys: Any) -> tuple[Any, ...]:

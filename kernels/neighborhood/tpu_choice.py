@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -12,9 +11,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.neighborhood.pattern import Pattern
-from kernels.neighborhood.tiles import three_axes
 from kernels.neighborhood.tpu_blocks import Blocks
-from kernels.neighborhood.tpu_plan import LANES, Plan, block_sizes, make_plan
+from kernels.neighborhood.tpu_plan import LANES, Plan, block_sizes, make_plan, offsets
 
 _UNKNOWN_VMEM = 16 * 2**20
 """Memory of the smallest chip, for a program that is traced without saying for which chip."""
@@ -36,6 +34,7 @@ def choose(
     dtype: Any,
     direction: str,
     *,
+    batch: int = 1,
     bias: bool = False,
     extra: int = 0,
     tile: tuple[int, ...] | None = None,
@@ -51,7 +50,7 @@ def choose(
       ValueError: nothing fits the memory of the chip.
     """
     vmem = chip_memory() if vmem is None else vmem
-    return _choose(pattern, heads, head_dim, jnp.dtype(dtype).itemsize, direction, bias, extra, tile, vmem)
+    return _choose(pattern, heads, head_dim, jnp.dtype(dtype).itemsize, direction, batch, bias, extra, tile, vmem)
 
 
 @functools.lru_cache(maxsize=256)
@@ -61,6 +60,7 @@ def _choose(
     head_dim: int,
     itemsize: int,
     direction: str,
+    batch: int,
     bias: bool,
     extra: int,
     tile: tuple[int, ...] | None,
@@ -81,7 +81,7 @@ def _choose(
                 block_heads=block,
                 extra=extra,
             )
-            needed = memory(plan, itemsize, direction, bias)
+            needed = memory(plan, itemsize, direction, batch, bias)
             smallest = min(smallest, needed)
             if needed <= vmem:
                 return Blocks(plan, vmem)
@@ -92,12 +92,12 @@ def _choose(
 
 def candidates(pattern: Pattern) -> list[tuple[tuple[int, ...], int]]:
     """Tiles to choose from, `(members along each axis, residues)`."""
-    axes = [axis for axis in three_axes(pattern)][3 - len(pattern.axes) :]
-    longest = [-(-axis.length // axis.dilation) for axis in axes]
+    axes = pattern.axes
+    longest = [math.ceil(axis.length / axis.dilation) for axis in axes]
     options = []
     for number, length in enumerate(longest):
         last = number == len(longest) - 1
-        sizes = [8, 16, 32, 64, 128, 256, 512] if last else [1, 2, 4, 7, 8, 14, 16, 32]
+        sizes = [8, 16, 32, 64, 128, 256, 512] if last else [1, 2, 3, 4, 5, 6, 7, 8, 14, 16, 32]
         limit = -(-length // 8) * 8 if last else length
         options.append([size for size in sizes if size <= limit] or [limit])
     residues = [r for r in (1, 2, 4, 8) if axes[-1].dilation % r == 0]
@@ -119,11 +119,13 @@ def cost(
     vectors = keys / 8 * -(-queries // LANES)
     width = -(-head_dim // LANES) * heads
     runs = plan.tiles.axes[0].span * plan.tiles.axes[1].span * residues
-    per_tile = heads * (4.5 * vectors + 30) + len(plan.parts) * (0.4 * keys + runs) + width * queries / 8 + 60
-    return plan.tiles.count * per_tile
+    per_tile = heads * (5.5 * vectors + 30) + len(plan.parts) * (0.4 * keys + runs) + width * queries / 8 + 60
+    # Queries and outputs that cannot be read where they lie are copied.
+    copies = 0 if plan.is_direct else 2.5 * len(plan.parts) * pattern.tokens / 8
+    return plan.tiles.count * per_tile + copies
 
 
-def memory(plan: Plan, itemsize: int, direction: str, bias: bool) -> int:
+def memory(plan: Plan, itemsize: int, direction: str, batch: int, bias: bool) -> int:
     """Bytes on the chip: blocks twice where the grid has more than one step, unpacked maps, tables."""
     query, key, query_map, key_map = 1, 1, 1, 1
     for number, layout in enumerate(plan.layouts):
@@ -146,14 +148,13 @@ def memory(plan: Plan, itemsize: int, direction: str, bias: bool) -> int:
     if bias:
         tables += (2 if is_backward else 1) * bias_bytes(plan)
     work = 4 * plan.block_heads * plan.tiles.keys * _rounded(plan.tiles.queries, LANES) * 2
-    return 2 * (blocks + tables) + scratch + work
+    buffers = 1 if plan.blocks * plan.bands * batch == 1 else 2
+    return buffers * (blocks + tables) + scratch + work
 
 
 def bias_bytes(plan: Plan) -> int:
     """Bytes of the spread bias of a block."""
     z, y, x = (layout.tiles for layout in plan.layouts)
-    from kernels.neighborhood.tpu_plan import offsets
-
     boxes = (z.span + len(offsets(z)) - 1) * (y.span + len(offsets(y)) - 1) * len(offsets(x))
     return 4 * plan.block_heads * boxes * x.span * x.residues * _rounded(plan.tiles.queries, LANES)
 
@@ -161,7 +162,7 @@ def bias_bytes(plan: Plan) -> int:
 def _splits(pattern: Pattern, tile: tuple[int, ...], heads: int, head_dim: int) -> list[tuple[int, int]]:
     """`(bands, heads of a block)`: first fewer heads, then more bands, since bands read keys twice."""
     first = pattern.axes[0]
-    along = -(-(-(-first.length // first.dilation)) // tile[0])
+    along = math.ceil(math.ceil(first.length / first.dilation) / tile[0])
     bands = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= along]
     return [(band, block) for band in bands for block in block_sizes(heads, head_dim)]
 

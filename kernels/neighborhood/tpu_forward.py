@@ -31,7 +31,7 @@ from kernels.neighborhood.tpu_tile import (
 LOG2E = 1 / math.log(2)
 
 
-def forward(blocks: Blocks, q: Any, k: Any, v: Any, extra: Any, bias: Any, *, scale: float) -> tuple[Any, Any]:
+def forward(blocks: Blocks, q: Any, k: Any, v: Any, *, extra: Any, bias: Any, scale: float) -> tuple[Any, Any]:
     """Output `[B, Z, Y, X, H * D]` and logsumexp by tile `[B, block, band, tile, head, query]`.
 
     Args:
