@@ -244,7 +244,7 @@ def per_axis(name: str, value: Any, rank: int, least: int | None) -> tuple[Any, 
         if least is None:
             legal = isinstance(entry, (bool, np.bool_))
         else:
-            legal = isinstance(entry, (int, np.integer)) and not isinstance(entry, bool) and entry >= least
+            legal = isinstance(entry, (int, np.integer)) and not isinstance(entry, bool) and bool(entry >= least)
         if not legal:
             raise ValueError(f"{name}={value!r}; allowed: {kind}, or a tuple of {rank} of them")
     return tuple(bool(entry) if least is None else int(entry) for entry in entries)

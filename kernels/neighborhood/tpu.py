@@ -47,10 +47,9 @@ def forward(
     *,
     pattern: Pattern,
     scale: float,
-    tile: tuple[int, ...] | None = None,
 ) -> tuple[Any, Any]:
-    """Output `[B, *S, H, E]` and logsumexp `[B, *S, H]` float32. `tile`: queries of a tile, chosen unless given."""
-    blocks = _blocks("forward", q, v, bias, extra_keys, pattern, tile)
+    """Output `[B, *S, H, E]` and logsumexp `[B, *S, H]` float32."""
+    blocks = _blocks("forward", q, v, bias, extra_keys, pattern)
     plan = blocks.plan
     added = None if bias is None else tpu_forward.LOG2E * spread_bias(plan, bias)
     out, lse = tpu_forward.forward(
@@ -77,10 +76,9 @@ def backward(
     *,
     pattern: Pattern,
     scale: float,
-    tile: tuple[int, ...] | None = None,
 ) -> tuple[Any, ...]:
     """Gradients of q, k, v, bias and the extra keys and values, None for what is None."""
-    blocks = _blocks("backward", q, v, bias, extra_keys, pattern, tile)
+    blocks = _blocks("backward", q, v, bias, extra_keys, pattern)
     plan = blocks.plan
     spread, pull = (None, None) if bias is None else jax.vjp(lambda table: spread_bias(plan, table), bias)
     found = tpu_backward.backward(
@@ -88,7 +86,6 @@ def backward(
         *(_packed(array, plan, pattern) for array in (q, k, v)),
         extra=_packed_extra(plan, extra_keys, extra_values),
         bias=None if spread is None else tpu_forward.LOG2E * spread,
-        out=_packed(out, plan, pattern),
         lse=map_to_rows(plan, lse),
         d_out=_packed(d_out, plan, pattern),
         d_lse=None if d_lse is None else map_to_rows(plan, d_lse),
@@ -143,9 +140,7 @@ def _orders(plan: Plan) -> tuple[list[int], list[int], list[int]]:
     return split, order, padded
 
 
-def _blocks(
-    direction: str, q: Any, v: Any, bias: Any, extra_keys: Any, pattern: Pattern, tile: tuple[int, ...] | None = None
-) -> Blocks:
+def _blocks(direction: str, q: Any, v: Any, bias: Any, extra_keys: Any, pattern: Pattern) -> Blocks:
     return choose(
         pattern,
         q.shape[-2],
@@ -155,7 +150,6 @@ def _blocks(
         batch=q.shape[0],
         bias=bias is not None,
         extra=0 if extra_keys is None else extra_keys.shape[1],
-        tile=tile,
     )
 
 

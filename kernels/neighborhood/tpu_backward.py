@@ -7,6 +7,8 @@ needed, and every product is computed once. With P the probabilities, as `[keys,
     dV = P dO,   dS = P * (V dO^T - delta),   dK = scale * dS Q,   dQ = scale * dS^T K,   d_bias = dS,
 
 where delta is `rowsum(dO * O)` less the cotangent of the logsumexp (FlashAttention-2, arXiv:2307.08691, section 2.3.2).
+The first is computed as the sum of `P * (V dO^T)` over the keys, which are all here: O need not be read, nor does its
+rounding get into the gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +45,6 @@ def backward(
     *,
     extra: Any,
     bias: Any,
-    out: Any,
     lse: Any,
     d_out: Any,
     d_lse: Any,
@@ -54,7 +55,7 @@ def backward(
     The sums over bands are left to the caller. Arguments as in `tpu_forward.forward`; lse and d_lse by tile.
     """
     plan, batch = blocks.plan, q.shape[0]
-    operands = blocks.operands(q, k, v, extra, bias) | {"out": out, "d_out": d_out, "lse": lse, "d_lse": d_lse}
+    operands = blocks.operands(q, k, v, extra, bias) | {"d_out": d_out, "lse": lse, "d_lse": d_lse}
     whole = plan.bands == 1
     keys = tuple(layout.keys for layout in plan.layouts)
     partial = jax.ShapeDtypeStruct((batch, plan.bands, *keys, k.shape[-1]), k.dtype if whole else jnp.float32)
@@ -66,7 +67,7 @@ def backward(
         outputs["d_bias"] = jax.ShapeDtypeStruct((plan.bands, *bias.shape), jnp.float32)
     scratch = {name: blocks.key_map() for name in ("k_map", "v_map", "d_k_map", "d_v_map")}
     if not plan.is_direct:
-        scratch |= {f"{name}_map": blocks.query_map() for name in ("q", "out", "d_out", "d_q")}
+        scratch |= {f"{name}_map": blocks.query_map() for name in ("q", "d_out", "d_q")}
     return blocks.call(
         functools.partial(_kernel, plan, scale), operands, outputs, scratch, name="neighborhood_attention_backward"
     )
@@ -77,7 +78,7 @@ def _kernel(plan: Plan, scale: float, band: Any, refs: dict[str, Any]) -> None:
         unpack(plan, refs[name], refs[f"{name}_map"])
         clear(refs[f"d_{name}_map"])
     if not plan.is_direct:
-        for name in ("q", "out", "d_out"):
+        for name in ("q", "d_out"):
             unpack(plan, refs[name], refs[f"{name}_map"], plan.existing_queries(band))
     if plan.extra:
         for name in ("d_extra_keys", "d_extra_values"):
@@ -103,12 +104,16 @@ def _tile(plan: Plan, scale: float, refs: dict[str, Any], place: Place) -> None:
     queries = tile_queries(plan, refs, "q", place)
     d_out = tile_queries(plan, refs, "d_out", place)
     lse = refs["lse"][0, 0, 0, place.index] * LOG2E
-    delta = _delta(plan, refs, d_out, place)
 
     logits = tile_logits(plan, scale, refs, place, keys, queries)
     d_probs = head_products(plan, values, d_out, narrow)
     probs = [jnp.exp2(logits[head] - lse[head : head + 1]) for head in heads]
-    d_logits = [probs[head] * (d_probs[head] - delta[head]) for head in heads]
+    products = [probs[head] * d_probs[head] for head in heads]
+    delta = [jnp.sum(product, axis=0, keepdims=True) for product in products]
+    if "d_lse" in refs:
+        d_lse = refs["d_lse"][0, 0, 0, place.index]
+        delta = [row - d_lse[head : head + 1] for head, row in enumerate(delta)]
+    d_logits = [products[head] - probs[head] * delta[head] for head in heads]
     narrow_probs = [one.astype(narrow) for one in probs]
     narrow_d_logits = [one.astype(narrow) for one in d_logits]
 
@@ -135,17 +140,6 @@ def _tile(plan: Plan, scale: float, refs: dict[str, Any], place: Place) -> None:
             for number, index in enumerate(indices):
                 rows = d_logits[head][number * size : (number + 1) * size]
                 refs["d_bias"][0, *index] = refs["d_bias"][0, *index] + rows
-
-
-def _delta(plan: Plan, refs: dict[str, Any], d_out: list[jax.Array], place: Place) -> list[jax.Array]:
-    """For each head a row over the queries of the tile."""
-    out = tile_queries(plan, refs, "out", place)
-    turned = [(a.astype(jnp.float32) * b.astype(jnp.float32)).T for a, b in zip(out, d_out, strict=True)]
-    rows = [jnp.sum(head_rows(plan, turned, head), axis=0, keepdims=True) for head in range(plan.block_heads)]
-    if "d_lse" not in refs:
-        return rows
-    d_lse = refs["d_lse"][0, 0, 0, place.index]
-    return [row - d_lse[head : head + 1] for head, row in enumerate(rows)]
 
 
 def _packed(plan: Plan, left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:

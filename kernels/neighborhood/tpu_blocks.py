@@ -69,7 +69,9 @@ class Blocks:
             shape = (1, *(layout.keys for layout in layouts), plan.lanes)
 
             def first(block: Any, band: Any, b: Any, starts: Any, first_keys: Any) -> tuple[Any, ...]:
-                tokens = [first_keys[band] if layout.tiles.bands > 1 else 0 for layout in layouts]
+                tokens = [
+                    first_keys[band] * layout.unit if layout.tiles.bands > 1 else 0 for layout in layouts
+                ]
                 return (b, *tokens, block * plan.lanes)
 
             return pl.BlockSpec(tuple(pl.Element(size) for size in shape), first)
@@ -115,7 +117,8 @@ class Blocks:
         """Runs `kernel(band, references by name)` over the grid. An operand that is None is left out."""
         plan = self.plan
         given = {key: value for key, value in operands.items() if value is not None}
-        first_keys = sum((layout.first_key for layout in plan.layouts if layout.tiles.bands > 1), np.zeros(1, int))
+        banded = [layout for layout in plan.layouts if layout.tiles.bands > 1]
+        first_keys = banded[0].first_key // banded[0].unit if banded else np.zeros(1, int)
         batch = given["q"].shape[0]
 
         def body(*refs: Any) -> None:

@@ -10,12 +10,23 @@ from typing import Any
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels.neighborhood import tuning
 from kernels.neighborhood.pattern import Pattern
 from kernels.neighborhood.tpu_blocks import Blocks
 from kernels.neighborhood.tpu_plan import LANES, Plan, block_sizes, make_plan, offsets
 
+_NAMES = {"7": "tpu7x", "7x": "tpu7x"}
 _UNKNOWN_VMEM = 16 * 2**20
 """Memory of the smallest chip, for a program that is traced without saying for which chip."""
+
+
+def chip_name() -> str:
+    """The chip that is traced for, as `tuning` names it; the commonest where nothing says which."""
+    try:
+        kind = pltpu.get_tpu_info().chip_version.value
+    except ValueError:
+        return "v5e"
+    return _NAMES.get(kind, kind)
 
 
 def chip_memory() -> int:
@@ -37,20 +48,20 @@ def choose(
     batch: int = 1,
     bias: bool = False,
     extra: int = 0,
-    tile: tuple[int, ...] | None = None,
     vmem: int | None = None,
 ) -> Blocks:
-    """The layout for a problem.
+    """The layout for a problem: with the tiles measured best for one like it, else by a model of the cost.
 
     Args:
-      tile: members of a group along each axis of the map; by a model of the cost unless given.
       vmem: bytes on the chip; those of the chip that is traced for unless given.
 
     Raises:
       ValueError: nothing fits the memory of the chip.
     """
     vmem = chip_memory() if vmem is None else vmem
-    return _choose(pattern, heads, head_dim, jnp.dtype(dtype).itemsize, direction, batch, bias, extra, tile, vmem)
+    tuned = tuning.lookup(chip_name(), tuning.problem(pattern, head_dim, dtype, direction))
+    itemsize = jnp.dtype(dtype).itemsize
+    return _choose(pattern, heads, head_dim, itemsize, direction, batch, bias, extra, tuned, vmem)
 
 
 @functools.lru_cache(maxsize=256)
@@ -63,13 +74,15 @@ def _choose(
     batch: int,
     bias: bool,
     extra: int,
-    tile: tuple[int, ...] | None,
+    tuned: tuple[tuple[int, ...], int] | None,
     vmem: int,
 ) -> Blocks:
-    tiles = [(tile, 1)] if tile is not None else candidates(pattern)
-    ranked = sorted(tiles, key=lambda one: cost(pattern, heads, head_dim, one[0], one[1], extra))
+    costs = {one: cost(pattern, heads, head_dim, one[0], one[1], extra) for one in candidates(pattern)}
+    if tuned is not None:
+        costs[tuned] = 0.0
+    best: tuple[float, Plan] | None = None
     smallest = math.inf
-    for members, residues in ranked[:6]:
+    for members, residues in sorted(costs, key=lambda one: costs[one])[:12]:
         for bands, block in _splits(pattern, members, heads, head_dim):
             plan = make_plan(
                 pattern,
@@ -81,13 +94,24 @@ def _choose(
                 block_heads=block,
                 extra=extra,
             )
+            if not all(layout.can_band for layout in plan.layouts if layout.tiles.bands > 1):
+                continue
             needed = memory(plan, itemsize, direction, batch, bias)
             smallest = min(smallest, needed)
-            if needed <= vmem:
-                return Blocks(plan, vmem)
-    raise ValueError(
-        f"a band of the map {pattern.shape} needs {smallest / 2**20:.0f} MiB on the chip, which has {vmem / 2**20:.0f}"
-    )
+            if needed > vmem:
+                continue
+            # A grid of more than one step is a pipeline, which takes two steps more to fill and drain.
+            steps = plan.blocks * plan.bands * batch
+            total = costs[members, residues] * (1 if steps == 1 else (steps + 2) / steps)
+            if best is None or total < best[0]:
+                best = total, plan
+            break
+    if best is None:
+        raise ValueError(
+            f"a band of the map {pattern.shape} needs {smallest / 2**20:.0f} MiB on the chip, which has "
+            f"{vmem / 2**20:.0f}"
+        )
+    return Blocks(best[1], vmem)
 
 
 def candidates(pattern: Pattern) -> list[tuple[tuple[int, ...], int]]:
@@ -138,12 +162,12 @@ def memory(plan: Plan, itemsize: int, direction: str, batch: int, bias: bool) ->
     rows = plan.band_tiles * _rounded(plan.block_heads, 8) * _rounded(plan.tiles.queries, LANES) * 4
     is_backward = direction == "backward"
     partial = itemsize if plan.bands == 1 else 4
-    blocks = (4 if is_backward else 2) * query * lanes * itemsize + 2 * key * lanes * itemsize + rows
+    blocks = (3 if is_backward else 2) * query * lanes * itemsize + 2 * key * lanes * itemsize + rows
     if is_backward:
         blocks += 2 * key * lanes * partial + rows
     scratch = (4 if is_backward else 2) * key_map * lanes * 4
     if not plan.is_direct:
-        scratch += (4 if is_backward else 2) * query_map * lanes * 4
+        scratch += (3 if is_backward else 2) * query_map * lanes * 4
     tables = sum(mask.nbytes for mask in plan.masks)
     if bias:
         tables += (2 if is_backward else 1) * bias_bytes(plan)

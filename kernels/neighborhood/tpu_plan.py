@@ -36,6 +36,17 @@ class AxisLayout:
     tiles: AxisTiles
     aligned: bool
 
+    @property
+    def unit(self) -> int:
+        """Blocks of a band begin at a multiple of this many tokens."""
+        return ALIGNMENT if self.aligned else 1
+
+    @property
+    def can_band(self) -> bool:
+        """Whether blocks of bands begin where they must, and none of them behind the map."""
+        begins = self.queries % self.unit == 0 and not np.any(self.first_key % self.unit)
+        return bool(begins) and self.queries * (self.tiles.bands - 1) < self.tiles.axis.length
+
     def _by_band(self, values: np.ndarray) -> np.ndarray:
         """Values by tile as `[band, tiles of the band]`."""
         bands = self.tiles.bands
@@ -54,8 +65,7 @@ class AxisLayout:
         axis, tiles = self.tiles.axis, self.tiles
         start = axis.dilation * self._by_band(tiles.key_start).min(axis=1)
         end = axis.dilation * (self._by_band(tiles.key_start).max(axis=1) + tiles.span)
-        if self.aligned:
-            start, end = start // ALIGNMENT * ALIGNMENT, -(-end // ALIGNMENT) * ALIGNMENT
+        start, end = start // self.unit * self.unit, -(-end // self.unit) * self.unit
         return start, np.minimum(end, axis.length)
 
     @functools.cached_property
