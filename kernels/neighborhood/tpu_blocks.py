@@ -98,7 +98,8 @@ class Blocks:
     def operands(self, q: Any, k: Any, v: Any, extra: Any, bias: Any) -> dict[str, Any]:
         """What both directions read, by name."""
         found = {"q": q, "k": k, "v": v, "bias": bias}
-        found |= {f"masks_{axis}": mask for axis, mask in zip("zyx", self.plan.masks, strict=True)}
+        # A mask of zeros (of an axis that the map does not have) would be one more operation to make it.
+        found |= {f"masks_{axis}": mask for axis, mask in zip("zyx", self.plan.masks, strict=True) if mask.any()}
         if extra is not None:
             rows = np.arange(self.plan.extra_rows)[:, None]
             mask = np.where(rows < self.plan.extra, 0.0, BLOCKED).astype(np.float32)

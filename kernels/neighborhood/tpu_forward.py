@@ -55,7 +55,8 @@ def _kernel(plan: Plan, scale: float, band: Any, refs: dict[str, Any]) -> None:
     unpack(plan, refs["v"], refs["v_map"])
     if not plan.is_direct:
         unpack(plan, refs["q"], refs["q_map"], plan.existing_queries(band))
-    for_each_tile(plan, refs["starts"], band, functools.partial(_tile, plan, scale, refs))
+    together = tiles_together(plan)
+    for_each_tile(plan, refs["starts"], band, functools.partial(_tile, plan, scale, refs), together=together)
     if not plan.is_direct:
         pack(plan, refs["out_map"], refs["out"])
 
@@ -84,6 +85,12 @@ def _tile(plan: Plan, scale: float, refs: dict[str, Any], place: Place) -> None:
     refs["lse"][0, 0, 0, place.index] = jnp.concatenate(lse, axis=0)
 
 
+def tiles_together(plan: Plan) -> int:
+    """Tiles that a pass of the loop computes: several where a tile has too little to fill the waits of its chain."""
+    vectors = plan.block_heads * (plan.tiles.keys + plan.extra_rows) / 8 * plan.tiles.queries / 128
+    return next(n for n in (4, 2, 1) if plan.band_tiles % n == 0 and (n * vectors <= 800 or n == 1))
+
+
 def tile_logits(
     plan: Plan, scale: float, refs: dict[str, Any], place: Place, keys: list[jax.Array], queries: list[jax.Array]
 ) -> list[jax.Array]:
@@ -104,12 +111,21 @@ def tile_logits(
 
 def tile_mask(plan: Plan, refs: dict[str, Any], place: Place) -> list[jax.Array]:
     """What is added to logits, by runs of keys along x: `[keys along x, queries]` for each (z, y)."""
-    z_masks, y_masks, x_masks = (refs[f"masks_{axis}"] for axis in "zyx")
-    along_x = x_masks[place.mask[2]]
-    depth, height, _ = (axis.span for axis in plan.tiles.axes)
-    rows_z = [z_masks[place.mask[0], pl.ds(z, 1)] for z in range(depth)]
-    rows_y = [y_masks[place.mask[1], pl.ds(y, 1)] for y in range(height)]
-    return [along_x + (row_z + row_y) for row_z in rows_z for row_y in rows_y]
+    queries = plan.tiles.queries
+    z_rows, y_rows = (
+        [refs[name][place.mask[number], pl.ds(key, 1)] if name in refs else None for key in range(span)]
+        for number, (name, span) in enumerate(
+            (("masks_z", plan.tiles.axes[0].span), ("masks_y", plan.tiles.axes[1].span))
+        )
+    )
+    x = plan.tiles.axes[2]
+    along_x = refs["masks_x"][place.mask[2]] if "masks_x" in refs else jnp.zeros((x.span * x.residues, queries))
+    return [_sum(along_x, z_row, y_row) for z_row in z_rows for y_row in y_rows]
+
+
+def _sum(first: jax.Array, *others: jax.Array | None) -> jax.Array:
+    rows = [other for other in others if other is not None]
+    return first + functools.reduce(jnp.add, rows) if rows else first
 
 
 def bias_rows(plan: Plan, head: int, place: Place) -> list[tuple[Any, ...]]:

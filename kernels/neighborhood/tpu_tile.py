@@ -38,8 +38,10 @@ class Place:
     index: Any
 
 
-def for_each_tile(plan: Plan, starts: Any, band: Any, body: Callable[[Place], None]) -> None:
-    """Runs `body` on every tile of a band, in order."""
+def for_each_tile(
+    plan: Plan, starts: Any, band: Any, body: Callable[[Place], None], *, together: int = 1
+) -> None:
+    """Runs `body` on every tile of a band, in order, `together` of them in a pass of the loop."""
     counts = [layout.tiles.count // layout.tiles.bands for layout in plan.layouts]
     banded = [layout.tiles.bands > 1 for layout in plan.layouts]
 
@@ -53,7 +55,7 @@ def for_each_tile(plan: Plan, starts: Any, band: Any, body: Callable[[Place], No
         body(Place(query, key, mask, offset, index))
         return 0
 
-    jax.lax.fori_loop(0, plan.band_tiles, step, 0)
+    jax.lax.fori_loop(0, plan.band_tiles, step, 0, unroll=together)
 
 
 def query_rows(plan: Plan, place: Place) -> list[tuple[Any, Any, Any]]:
