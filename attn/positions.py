@@ -35,6 +35,7 @@ def resample_positions(
     * `"bicubic"` with antialiasing: timm, PyTorch's `interpolate(mode="bicubic", antialias=True)`;
     * `"bilinear"` without antialiasing: timm's import of npz files;
     * `"corners"`, linear with the corner points kept: big_vision, `scipy.ndimage.zoom(order=1)`;
+    * `"cubic"` without antialiasing: PyTorch's `interpolate(mode="bicubic")`;
     * `"dinov2"`, bicubic without antialiasing: the original DINOv2 release, whose scale is `old / (new + 0.1)`.
     """
     if method not in RESAMPLE_METHODS:
@@ -93,10 +94,20 @@ def _corners(old: int, new: int) -> np.ndarray:
     return _clamped(centres, old, lambda d: np.maximum(1 - np.abs(d), 0), reach=1)
 
 
+def _cubic_plain(old: int, new: int) -> np.ndarray:
+    return _clamped(_centres(old, new), old, lambda d: _cubic(d, a=-0.75), reach=2)
+
+
 def _dinov2(old: int, new: int) -> np.ndarray:
     centres = _centres(old, new, scale=old / (new + 0.1))
     return _clamped(centres, old, lambda d: _cubic(d, a=-0.75), reach=2)
 
 
-RESAMPLE_METHODS = {"bicubic": _bicubic_antialias, "bilinear": _bilinear, "corners": _corners, "dinov2": _dinov2}
+RESAMPLE_METHODS = {
+    "bicubic": _bicubic_antialias,
+    "bilinear": _bilinear,
+    "corners": _corners,
+    "cubic": _cubic_plain,
+    "dinov2": _dinov2,
+}
 """Name -> function (old size, new size) -> interpolation matrix `[new, old]` of one axis."""

@@ -167,5 +167,5 @@ def test_resample_says_what_is_wrong():
     table = np.zeros((1, 10, 4), np.float32)
     with pytest.raises(ValueError, match=r"10 rows, expected 1 \+ 2 x 2"):
         resample_positions(table, (2, 2), (3, 3), prefix=1)
-    with pytest.raises(ValueError, match="unknown position resampling 'cubic'"):
-        resample_positions(table, (3, 3), (4, 4), prefix=1, method="cubic")
+    with pytest.raises(ValueError, match="unknown position resampling 'nearest'"):
+        resample_positions(table, (3, 3), (4, 4), prefix=1, method="nearest")

@@ -1,0 +1,79 @@
+"""Attention on four TPU chips, compiled by their own compiler: kernels run, and chips exchange next to nothing."""
+
+import importlib.util
+import os
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from attention_mesh_job import EXCHANGE
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding, PartitionSpec
+
+from attn import dense_attention, dense_splash, neighborhood_attention
+from training import chips, mesh
+
+pytestmark = [
+    pytest.mark.plan,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'fovea[plan]'"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """2 x 1 x 2 chips. libtpu reads its environment when it is loaded."""
+    before = dict(os.environ)
+    chips.use_compiler()
+    compilation_cache.reset_cache()
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield mesh.create(SimpleNamespace(data=2, fsdp=1, tensor=2), chips.parse("v5e:2x2").devices())
+    os.environ.clear()
+    os.environ.update(before)
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
+def compiled(grid, function, heads, *tables):
+    """Results and gradients, all of them where the arguments are."""
+
+    def step(arguments, cotangent):
+        out, pull = jax.vjp(function, *arguments)
+        return out, pull(cotangent)
+
+    out = PartitionSpec(("data", "fsdp"), *[None] * (len(heads) - 3), "tensor")
+    specs = [out] * 3 + [PartitionSpec("tensor")] * len(tables)
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(grid, spec))
+        for shape, spec in zip([heads] * 3 + list(tables), specs, strict=True)
+    ]
+    wanted = (arguments[0].sharding, tuple(argument.sharding for argument in arguments))
+    program = jax.jit(mesh.under(grid, step), out_shardings=wanted)
+    return program.lower(arguments, arguments[0]).compile().as_text()
+
+
+def exchanged(text):
+    return [
+        (kind, [int(size) for size in dims.split(",") if size])
+        for shape, kind in re.findall(EXCHANGE, text)
+        for dims in re.findall(r"\w+\[([\d,]*)\]", shape)
+    ]
+
+
+def test_neighborhood_attention_runs_its_kernels_and_sums_its_table(grid):
+    def attend(q, k, v, bias):
+        return neighborhood_attention(q, k, v, window=5, bias=bias)
+
+    text = compiled(grid, attend, (2, 16, 16, 4, 32), (4, 9, 9))
+    assert text.count("tpu_custom_call") >= 2
+    assert exchanged(text) == [("all-reduce", [2, 9, 9])]
+
+
+def test_dense_attention_runs_its_kernels_alone(grid, monkeypatch):
+    monkeypatch.setattr(dense_splash, "LEAST_TOKENS", 512)
+    text = compiled(grid, dense_attention, (2, 600, 2, 64))
+    assert text.count("tpu_custom_call") >= 2
+    assert exchanged(text) == []
