@@ -1,6 +1,8 @@
 """Models: made by name, split into flat dictionaries of arrays, and merged again."""
 
 # These register what they define.
+import models.nat_family
+import models.nat_variants
 import models.operator_families
 import models.vit_family
 import models.vit_variants  # noqa: F401

@@ -1,13 +1,14 @@
 """Pretrained parameters for a model with another classifier, another image size or another position convention."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from attn import resample_positions
+from attn.relative import resample_relative_bias
 
 CLASSIFIERS = ("head", "head_dist")
 TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -19,7 +20,7 @@ Flat = dict[str, np.ndarray]
 def adapt(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]) -> tuple[Flat, list[str]]:
     """Fits `loaded` to `model` where a published practice says how, and leaves everything else as it is.
 
-    `adapt_classifiers`, then `adapt_positions`.
+    All `STEPS`, one after another.
 
     Args:
       model: an NNX module that says its grid and prefix; it may be abstract.
@@ -32,9 +33,11 @@ def adapt(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]
     Raises:
       ValueError: something has to be adapted and cannot be; the line says why.
     """
-    adapted, notes = adapt_classifiers(model, loaded, fresh)
-    adapted, more = adapt_positions(model, adapted, fresh)
-    return adapted, notes + more
+    adapted, notes = dict(loaded), list[str]()
+    for step in STEPS:
+        adapted, said = step(model, adapted, fresh)
+        notes += said
+    return adapted, notes
 
 
 def adapt_classifiers(
@@ -108,6 +111,33 @@ def adapt_positions(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping
         notes.append(f"positions resampled from {before} to {now} ({method})")
     adapted[name] = table
     return adapted, notes
+
+
+def adapt_relative_biases(
+    model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]
+) -> tuple[Flat, list[str]]:
+    """Tables of bias by relative position for another window or grid are resampled, as for DiNAT-Large with a window of
+    11 (arXiv:2209.15001).
+    """
+    adapted, changes = dict(loaded), dict[tuple[tuple[int, ...], tuple[int, ...]], None]()
+    for name, table in loaded.items():
+        own = fresh.get(name)
+        if not name.endswith(".relative_bias") or own is None or table.shape == tuple(own.shape):
+            continue
+        if table.ndim != 3 or table.shape[0] != own.shape[0] or not all(side % 2 for side in table.shape[1:]):
+            continue  # of another model: the shapes are reported
+        adapted[name] = np.asarray(resample_relative_bias(table, own.shape[1:]))
+        changes[table.shape[1:], tuple(own.shape[1:])] = None
+    sides = (tuple(" x ".join(map(str, shape)) for shape in change) for change in changes)
+    return adapted, [f"relative position biases resampled from {before} to {now} (bicubic)" for before, now in sides]
+
+
+STEPS: tuple[Callable[..., tuple[Flat, list[str]]], ...] = (
+    adapt_classifiers,
+    adapt_positions,
+    adapt_relative_biases,
+)
+"""Each `(model, loaded, fresh) -> (adapted, notes)`, and raises ValueError where it should adapt and cannot."""
 
 
 def _classes(flat: Mapping[str, Any], head: str) -> int:

@@ -17,7 +17,11 @@ from models.mlp import MLPS
 
 @dataclasses.dataclass(frozen=True)
 class BlockOptions:
-    """What a block is made of; the same for every kind of block."""
+    """What a block is made of; the same for every kind of block.
+
+    `attention_defaults` are options that only some mechanisms have (a window), which go to one that has them, while
+    `attention_options` are the user's, and an unknown one is an error.
+    """
 
     width: int
     heads: int
@@ -26,6 +30,7 @@ class BlockOptions:
     activation: str = "gelu"
     attention: str = "dense"
     attention_options: dict[str, Any] | None = None
+    attention_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     qkv_bias: bool = True
     proj_bias: bool = True
     qk_norm: bool = False
@@ -49,6 +54,7 @@ class BlockOptions:
             "dropout": self.attention_dropout,
             "init": self.init,
             "dtype": self.dtype,
+            **self.attention_defaults,
         }
         options = self.attention_options
         return make_attention(self.attention, self.width, self.heads, shared=shared, options=options, rngs=rngs)

@@ -1,11 +1,13 @@
 """The small layers every model is made of. Parameters are float32; `dtype` is what is computed in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models import partition
@@ -77,6 +79,24 @@ class Linear(nnx.Module):
             bias = self.bias[...].astype(dtype).reshape(parts, units, -1)
             y = y + partition.constrain(bias, None, TENSOR, None)
         return partition.constrain(y, BATCH, *[None] * (y.ndim - 3), TENSOR, None)
+
+
+def project_qkv(
+    qkv: Linear, x: Float[Array, "B N C"], context: Float[Array, "B M C"] | None, heads: int
+) -> tuple[Float[Array, "B N H D"], Float[Array, "B M H D"], Float[Array, "B M H D"]]:
+    """Queries from x, keys and values from the context (x itself unless given), through one fused projection."""
+    if context is None:
+        fused = checkpoint_name(qkv.parts(x, 3, heads), "attention_qkv")
+        return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
+    q = checkpoint_name(qkv.parts(x, 3, heads)[:, :, 0], "attention_qkv")
+    fused = checkpoint_name(qkv.parts(context, 3, heads)[:, :, 1:], "attention_qkv")
+    return q, fused[:, :, 0], fused[:, :, 1]
+
+
+def relative_bias_table(heads: int, extents: Sequence[int], rngs: nnx.Rngs) -> nnx.Param:
+    """A learned bias of each head by relative position, `[H, *extents]`, split over `tensor` by heads."""
+    table = jax.nn.initializers.normal(0.02)(rngs.params(), (heads, *extents), jnp.float32)
+    return partition.parameter(table, Split(-1 - len(extents), heads, "heads"))
 
 
 class LayerNorm(nnx.Module):

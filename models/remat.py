@@ -17,7 +17,7 @@ REMAT: dict[str, tuple[str, Callable | None]] = {
     ),
     "attention": (
         "keep projections, per-head outputs and MLP hidden units; recompute the score matrices and elementwise work",
-        policies.save_only_these_names("attention_qkv", "attention_heads", "mlp_hidden"),
+        policies.save_only_these_names("attention_qkv", "attention_heads", "attention_lse", "mlp_hidden"),
     ),
 }
 """Name -> (meaning, policy of `jax.checkpoint`)."""

@@ -1,9 +1,10 @@
 """A stack of blocks: one `jax.lax.scan` over layers, or its unrolled twin with the same numbers.
 
 A stack repeats a group of blocks, which may be unlike each other: with the group (window, grid) and depth 4 the layers
-are window, grid, window, grid. Scanned, every member of the group holds one leaf for all of its layers, so compile time
-does not grow with depth. Unrolled, every layer is a module of its own. Both draw the same initial numbers and the same
-random numbers, and their parameters differ only by `models.stack` and `models.unstack`.
+are window, grid, window, grid; the last repetition may be incomplete. Scanned, every member of the group holds one leaf
+for all of its layers, so compile time does not grow with depth. Unrolled, every layer is a module of its own. Both draw
+the same initial numbers and the same random numbers, and their parameters differ only by `models.stack` and
+`models.unstack`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,10 @@ class Stack(nnx.Module):
     A block is called as `block(x, grid, *, context, mask, hook, layer, train, key, **per_layer)` and returns the new x,
     of the same shape and dtype. Children are named by layer (`"3"`) or, scanned, by the slice of layers they hold
     (`"[0::1]"`), so parameter names need no translation.
+
+    Args:
+      name: of the stack in its model, for errors and summaries.
+      first: number in its model of the stack's first layer, from which blocks and hooks count.
     """
 
     def __init__(
@@ -37,12 +42,14 @@ class Stack(nnx.Module):
         *,
         rngs: nnx.Rngs,
         name: str = "blocks",
+        first: int = 0,
         scan: bool = True,
         remat: str = "none",
     ):
-        if depth % len(makers):
-            raise ValueError(f"{name}: depth {depth} is not a multiple of the {len(makers)} blocks in a group")
+        if depth < len(makers):
+            raise ValueError(f"{name}: depth {depth} is less than the {len(makers)} blocks of a group")
         self.name, self.depth, self.group, self.scan, self.remat = name, depth, len(makers), scan, remat
+        self.first = first
         base = rngs.params()
         for member, make in enumerate(makers):
             layers = range(member, depth, self.group)
@@ -77,8 +84,8 @@ class Stack(nnx.Module):
           x: an array, or a pytree of arrays, that every layer maps to the same shapes and dtypes.
           per_layer: keyword arguments of the blocks with a leading axis `depth`, such as drop-path rates.
           key: layer i receives `fold_in(key, i)`.
-          hook: is given the layer index, which is traced when the stack is scanned.
-          layers: whose outputs to return, as `"3"`; negative ones count from the end.
+          hook: is given the layer's number in the model, which is traced when the stack is scanned.
+          layers: whose outputs to return, as `"3"`; numbers within the stack, negative ones count from the end.
           sites: hook sites of these layers to return as well, as `"3.probs"`; a site reached again within a layer gets
             a number (`"3.probs.1"`). Memory is that of the chosen layers, not of all.
 
@@ -87,7 +94,7 @@ class Stack(nnx.Module):
         chosen = self._chosen(layers)
         values = {name: jnp.asarray(value) for name, value in (per_layer or {}).items()}
 
-        def layer_function(definition: nnx.GraphDef, recorded_sites: Sequence[str]) -> Callable:
+        def layer_function(definition: nnx.GraphDef, sites: Sequence[str], inside_scan: bool) -> Callable:
             def run(x: Any, leaves: Leaves, layer: Any, arguments: dict[str, Any]):
                 block = _merge(definition, leaves)
                 records: dict[str, Array] = {}
@@ -96,15 +103,15 @@ class Stack(nnx.Module):
                     grid,
                     context=context,
                     mask=mask,
-                    hook=_recording(hook, recorded_sites, records) if recorded_sites else hook,
-                    layer=layer,
+                    hook=_recording(hook, sites, records) if sites else hook,
+                    layer=layer + self.first,
                     train=train,
                     key=None if key is None else jax.random.fold_in(key, layer),
                     **arguments,
                 )
                 return x, records, _changed_state(block, leaves)
 
-            return rematerialized(run, self.remat, inside_scan=self.scan)
+            return rematerialized(run, self.remat, inside_scan=inside_scan)
 
         if self.scan:
             return self._scanned(x, layer_function, values, chosen, sites)
@@ -121,7 +128,7 @@ class Stack(nnx.Module):
         for layer in range(self.depth):
             block = getattr(self, str(layer))
             definition, leaves = _split(block)
-            run = layer_function(definition, sites if layer in chosen else ())
+            run = layer_function(definition, sites if layer in chosen else (), False)
             with jax.named_scope(f"{self.name}.{layer}"):
                 x, records, state = run(x, leaves, layer, {name: value[layer] for name, value in values.items()})
             _update(block, state)
@@ -132,14 +139,18 @@ class Stack(nnx.Module):
     def _scanned(self, x, layer_function, values, chosen, sites):
         blocks = [getattr(self, self._slice(member)) for member in range(self.group)]
         halves = [_split(block) for block in blocks]
-        repeats = self.depth // self.group
+        repeats, rest = divmod(self.depth, self.group)
+        whole = repeats * self.group
         # Which row of a member's buffer a repetition fills; -1 for the layers nobody asked for.
-        wanted = [[layer for layer in chosen if layer % self.group == member] for member in range(self.group)]
+        wanted = [
+            [layer for layer in chosen if layer < whole and layer % self.group == member]
+            for member in range(self.group)
+        ]
         slots = np.full((repeats, self.group), -1, np.int32)
         for member, layers in enumerate(wanted):
             slots[[layer // self.group for layer in layers], member] = np.arange(len(layers))
         runs = [
-            layer_function(definition, sites if layers else ())
+            layer_function(definition, sites if layers else (), True)
             for (definition, _), layers in zip(halves, wanted, strict=True)
         ]
 
@@ -157,18 +168,35 @@ class Stack(nnx.Module):
             return (x, buffers), states
 
         leaves = [leaves for _, leaves in halves]
-        arguments = {name: value.reshape(repeats, self.group, *value.shape[1:]) for name, value in values.items()}
+        for member in range(rest):
+            with jax.named_scope(f"{self.name}.{self._slice(member)}"):
+                leaves[member] = {path: leaf[:repeats] for path, leaf in leaves[member].items()}
+        arguments = {
+            name: value[:whole].reshape(repeats, self.group, *value.shape[1:]) for name, value in values.items()
+        }
         inputs = (jnp.arange(repeats), leaves, arguments, jnp.asarray(slots))
         buffers = self._buffers(runs, wanted, x, inputs)
         (x, buffers), states = jax.lax.scan(repeat, (x, buffers), inputs)
 
-        for block, state in zip(blocks, states, strict=True):
-            _update(block, state)
         intermediates: dict[str, Array] = {}
         for layers, buffer in zip(wanted, buffers, strict=True):
             for row, layer in enumerate(layers):
                 output, records = jax.tree.map(lambda rows, row=row: rows[row], buffer)
                 intermediates |= _by_layer(layer, output, records)
+
+        # What is left of an incomplete repetition, one layer after the other.
+        for member, layer in enumerate(range(whole, self.depth)):
+            definition, stacked = halves[member]
+            run = layer_function(definition, sites if layer in chosen else (), False)
+            last = {path: leaf[repeats] for path, leaf in stacked.items()}
+            with jax.named_scope(f"{self.name}.{self._slice(member)}"):
+                x, records, state = run(x, last, layer, {name: value[layer] for name, value in values.items()})
+            states[member] = {path: jnp.append(states[member][path], new[None], 0) for path, new in state.items()}
+            if layer in chosen:
+                intermediates |= _by_layer(layer, x, records)
+
+        for block, state in zip(blocks, states, strict=True):
+            _update(block, state)
         return x, intermediates
 
     @staticmethod
@@ -232,6 +260,9 @@ def _recording(hook: Hook | None, sites: Sequence[str], records: dict[str, Array
             records[f"{site}.{again}" if again else site] = value
         return value
 
+    looked_at = () if hook is None else getattr(hook, "sites", None)
+    if looked_at is not None:
+        record.sites = {*sites, *looked_at}  # type: ignore[attr-defined]
     return record
 
 

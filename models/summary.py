@@ -1,8 +1,8 @@
 """What a model costs, by block, before any device is touched: parameters, multiply-adds, activation bytes.
 
 All numbers come from tracing the model itself, so every model has them and none states them by hand. Rows are the first
-components of parameter names (`patch_embed`, `blocks.3`, `head`); a model names its computation alike with
-`jax.named_scope`. A scanned stack counts each of its layers, and equals its unrolled twin.
+components of parameter names (`patch_embed`, `blocks.3`, `stages.2.blocks.5`, `head`); a model names its computation
+alike with `jax.named_scope`. A scanned stack counts each of its layers, and equals its unrolled twin.
 
 XLA's own cost analysis is no use here: it counts the body of a scan once.
 """
@@ -21,7 +21,7 @@ from jax.extend import core
 
 from models.state import merge, split, unrolled_names
 
-_LAYER = re.compile(r"^(.*?\.(?:\d+|\[\d+::\d+\]))(?:\.|$)")
+_LAYER = re.compile(r"^((?:[^.]+\.(?:\d+|\[\d+::\d+\])\.)*[^.]+\.(?:\d+|\[\d+::\d+\]))(?:\.|$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,10 @@ class Summary:
 def summarize(model: nnx.Module, batch_shape: tuple[int, ...]) -> Summary:
     """Costs of `model(images)` for images of `batch_shape`, `(B, Y, X, I)`.
 
-    The model may be abstract (made under `nnx.eval_shape`).
+    The model may be abstract (made under `nnx.eval_shape`). An operator with several implementations is counted by its
+    definition, which multiplies what is needed and nothing else, whichever runs.
     """
-    graph, params, state = split(model)
+    graph, params, state = split(_by_definition(model))
     abstract = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in params.items()}
     images = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
 
@@ -102,20 +103,31 @@ def summarize(model: nnx.Module, batch_shape: tuple[int, ...]) -> Summary:
     return Summary({name: rows[name] for name in sorted(rows, key=_order(jaxpr))}, batch_shape[0])
 
 
+def _by_definition(model: nnx.Module) -> nnx.Module:
+    """A copy whose modules with a free choice of implementation take the reference."""
+    copy = merge(*split(model))
+    for _, module in nnx.iter_graph(copy):
+        if isinstance(module, nnx.Module) and getattr(module, "implementation", "") is None:
+            module.implementation = "reference"  # type: ignore[attr-defined]
+    return copy
+
+
 def _row(name: str) -> str:
-    """Row of a parameter name or of a scope: up to the first layer index, else the first component."""
+    """Row of a parameter name or of a scope: its names with an index, `stages.2.blocks.5`, else the first component."""
     match = _LAYER.match(name)
     return match[1] if match else name.partition(".")[0] or "(other)"
 
 
 def _order(jaxpr: core.Jaxpr) -> Callable[[str], tuple[int, int]]:
     """Sort key of rows: as first met in the computation (rows without any of their own first), layers by number."""
-    stems = list(dict.fromkeys(_stem(_row(scope)) for scope in _scopes(jaxpr)))
-    rank = {stem: place for place, stem in enumerate(stems)}
+    met = list(dict.fromkeys(_row(scope) for scope in _scopes(jaxpr)))
+    rank = {row: place for place, row in enumerate(met)}
+    # Layers of a scanned stack were not met by their names, but by that of the stack.
+    stacks = {_stem(row): place for place, row in reversed(list(enumerate(met)))}
 
     def key(name: str) -> tuple[int, int]:
         number = name.rpartition(".")[2]
-        return rank.get(_stem(name), -1), int(number) if number.isdigit() else 0
+        return rank.get(name, stacks.get(_stem(name), -1)), int(number) if number.isdigit() else 0
 
     return key
 

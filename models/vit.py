@@ -4,6 +4,7 @@ Papers: arXiv:2010.11929 (ViT), 2205.01580 (simple baseline), 2012.12877 (DeiT),
 (DINOv2), 2309.16588 (registers). Variants are in `models/vit_variants.py`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -41,7 +42,8 @@ class VisionTransformer(nnx.Module):
       prefix_positions: the learned table has rows for the prefix tokens too (ViT, DeiT, DINOv2), rather than being
         added to the patches before the prefix is put in front (DeiT-III, big_vision, register models).
       position_resample: method for other image sizes, see `attn.resample_positions`.
-      pre_norm: LayerNorm before the blocks and no bias in the patch embedding (CLIP).
+      pre_norm: LayerNorm before the blocks and, unless `patch_bias` says otherwise, no bias in the patch embedding
+        (CLIP).
       final_norm: LayerNorm after the blocks.
       fc_norm: that norm acts on the pooled features instead of on the tokens; None: as timm, for `pool="avg"`,
         `"max"` and `"avgmax"`.
@@ -51,7 +53,8 @@ class VisionTransformer(nnx.Module):
       pool_mlp_width: hidden units of the attention pooling; `mlp_width` unless given.
       pre_logits: width of a Dense + tanh before the head (ViT's original representation layer).
       block: kind of block, see `models.blocks.BLOCKS`.
-      attention, attention_options: mechanism by name, see `models.attention.ATTENTION`.
+      attention, attention_options: mechanism by name, see `models.attention.ATTENTION`; a sequence of options is that
+        of the layers in turn, repeated as often as needed.
       proj_bias: biases of the attention's output projection and of the MLP.
       scale_attention_norm, scale_mlp_norm: a norm before the output projection, before the MLP's second layer.
       drop_path: rate of the last block; block i of n has `drop_path * i / (n - 1)`.
@@ -81,6 +84,7 @@ class VisionTransformer(nnx.Module):
         prefix_positions: bool = True,
         position_resample: str = "bicubic",
         pre_norm: bool = False,
+        patch_bias: bool | None = None,
         final_norm: bool = True,
         fc_norm: bool | None = None,
         norm_eps: float = 1e-6,
@@ -90,7 +94,7 @@ class VisionTransformer(nnx.Module):
         pre_logits: int | None = None,
         block: str = "pre_norm",
         attention: str = "dense",
-        attention_options: dict[str, Any] | None = None,
+        attention_options: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         qkv_bias: bool = True,
         proj_bias: bool = True,
         qk_norm: bool = False,
@@ -124,11 +128,13 @@ class VisionTransformer(nnx.Module):
         self.width, self.depth, self.num_classes, self.dtype = width, depth, num_classes, dtype
         self.position, self.position_resample = position, position_resample
         self.pool, self.pool_prefix = pool, pool_prefix
-        self.heads, self.block, self.activation, self.qkv_bias = heads, block, activation, qkv_bias
+        self.heads, self.block, self.attention = heads, block, attention
+        self.activation, self.qkv_bias = activation, qkv_bias
         self.drop_path, self.dropout = drop_path, dropout
 
+        patch_bias = not pre_norm if patch_bias is None else patch_bias
         self.patch_embed = PatchEmbed(
-            _pair(patch_size), channels, width, kernel_init=start.patch, use_bias=not pre_norm, dtype=dtype, rngs=rngs
+            _pair(patch_size), channels, width, kernel_init=start.patch, use_bias=patch_bias, dtype=dtype, rngs=rngs
         )
         self.grid = Grid(
             self.patch_embed.grid_shape(*_pair(image_size)), prefix=class_token + distillation_token + registers
@@ -157,7 +163,6 @@ class VisionTransformer(nnx.Module):
             mlp=mlp,
             activation=activation,
             attention=attention,
-            attention_options=attention_options,
             qkv_bias=qkv_bias,
             proj_bias=proj_bias,
             qk_norm=qk_norm,
@@ -170,7 +175,9 @@ class VisionTransformer(nnx.Module):
             init=init,
             dtype=dtype,
         )
-        self.blocks = Stack([partial(BLOCKS[block], options)], depth, rngs=rngs, scan=scan, remat=remat)
+        in_turn = [attention_options] if isinstance(attention_options, dict | None) else attention_options
+        group = [partial(BLOCKS[block], dataclasses.replace(options, attention_options=own)) for own in in_turn]
+        self.blocks = Stack(group, depth, rngs=rngs, scan=scan, remat=remat)
 
         after_pool = (pool in ("avg", "max", "avgmax")) if fc_norm is None else fc_norm
         self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if final_norm and not after_pool else None

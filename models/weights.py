@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.adapt import adapt_classifiers, adapt_positions
+from models.adapt import STEPS
 from models.family import family_of
 from models.names import unknown_name
 from models.state import Flat, split, stack, unrolled_names, unstack
@@ -82,7 +82,7 @@ def convert_weights(model: nnx.Module, source: Source) -> tuple[Flat, Flat, list
     shapes = {name: tuple(value.shape) for name, value in own.items()}
     reading = family.layouts[layout](model).read(arrays, shapes)
     loaded, problems = _typed(reading.arrays, own), reading.problems
-    for step in (adapt_classifiers, adapt_positions):
+    for step in STEPS:
         try:
             loaded, said = step(model, loaded, own)
             notes += said

@@ -27,6 +27,7 @@ KINDS = {
     "swiglu_map": {"mlp": "swiglu", "class_token": False, "pool": "map", "qk_norm": True},
     "differential": {"attention": "differential", "layer_scale": 0.1},
     "identity": {"attention": "identity", "pool": "avg", "remat": "full"},
+    "neighborhood": {"attention": "neighborhood", "attention_options": {"window": 2}},
     "two_branch": {"block": "two_branch"},
     "parallel": {"block": "parallel", "qkv_bias": False},
 }

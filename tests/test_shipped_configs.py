@@ -20,17 +20,26 @@ from training import loop
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = {"__init__", "base", "duration", "load", "recipes", "schema"}
 SHIPPED = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in LIBRARY)
+ON_DIGITS = ("quickstart", "nat_digits")
 ARGUMENTS = {
     "vit_ti16_imagenet": ("", "big_vision"),
     "vit_s16_imagenet": ("", "big_vision"),
     "vit_b16_imagenet": ("", "big_vision"),
 }
 # Full-size models would take minutes to compile on a CPU; their depth and width shrink, everything else is as shipped.
-SMALL = {
+PLAIN = {
     "model.options.depth": 2,
     "model.options.width": 16,
     "model.options.heads": 2,
     "model.options.mlp_width": 32,
+}
+STAGES = {
+    "model.options.depths": [1],
+    "model.options.width": 8,
+    "model.options.heads": [1],
+    "data.image_size": 32,
+}
+SMALL = {
     "data.batch_size": 6,
     "data.workers": 0,
     "train.steps": 2,
@@ -58,7 +67,8 @@ def sets(tmp_path_factory):
 
 def small(name, argument, sets, **more):
     path = f"{ROOT / 'configs' / name}.py" + (f":{argument}" if argument else "")
-    overrides = {**SMALL, "data.directory": "" if name == "quickstart" else str(sets), **more}
+    size = STAGES if re.match(r"nat_|dinat_(?!iso)", name) else PLAIN
+    overrides = {**SMALL, **size, "data.directory": "" if name in ON_DIGITS else str(sets), **more}
     config = configs.load(path, overrides)
     if "pre_logits" in config.model.options:
         config = configs.load(path, {**overrides, "model.options.pre_logits": 16})
@@ -98,7 +108,7 @@ def test_every_shipped_configuration_runs_and_together_they_read_every_key(sets,
     train(small("quickstart", "", sets, **teacher), "student")
     import train as command
 
-    values = [f"--config.{key}={value}" for key, value in SMALL.items()]
+    values = [f"--config.{key}={value}" for key, value in {**SMALL, **PLAIN}.items()]
     assert command.main([f"--config={ROOT / 'configs' / 'quickstart.py'}", "--dry_run", *values]) == 0
     assert unread(schema.READS) == []
     assert unread(schema.READS, {**FIELDS, "planted": schema.Field(0, "A key that nothing reads.")}) == ["planted"]
@@ -123,7 +133,7 @@ def test_full_size_models_have_the_parameters_they_state(name, argument, sets):
     from training.initial import abstract_model
 
     path = f"{ROOT / 'configs' / name}.py" + (f":{argument}" if argument else "")
-    config = configs.load(path, {"data.directory": "" if name == "quickstart" else str(sets)})
+    config = configs.load(path, {"data.directory": "" if name in ON_DIGITS else str(sets)})
     info = feeding.open_source(config, config.data.name, config.data.train_split).info
     if name == "finetune_folder":
         info = dataclasses.replace(info, num_classes=1000)

@@ -53,7 +53,8 @@ def _drop(y, rate, train, key):
     return drop_path(y, rate, train=train, key=None if key is None else jax.random.fold_in(key, 1))
 
 
-GROUPS = {"one": [Norms], "two_unlike": [Norms, Gate]}
+# The last repetition of the third has one layer of three.
+GROUPS = {"one": [Norms], "two_unlike": [Norms, Gate], "incomplete": [Norms, Gate, Norms]}
 
 
 @pytest.fixture(params=GROUPS)
@@ -84,8 +85,8 @@ def test_twins_start_equal_and_names_say_which_layers(twins):
         assert flat.keys() == single.keys()
         jax.tree.map(np.testing.assert_array_equal, flat, dict(single))
         jax.tree.map(np.testing.assert_array_equal, models.stack(single, like=stacked), stacked)
-    group = 2 if "[1::2].scale" in params else 1
-    assert params[f"[0::{group}].kernel"].shape == (DEPTH // group, WIDTH, WIDTH)
+    group = twins[0].group
+    assert params[f"[0::{group}].kernel"].shape == (-(-DEPTH // group), WIDTH, WIDTH)
     assert not np.allclose(unrolled["0.kernel"], unrolled["2.kernel"])
 
 
@@ -150,6 +151,15 @@ def test_intermediates_of_chosen_layers_only(twins, x):
         twins[0](x, GRID, layers=(4,))
 
 
+def test_layers_are_numbered_through_the_model(x):
+    seen = []
+    stack = Stack([Norms], 2, rngs=nnx.Rngs(0), first=5, scan=False)
+    stack(x, GRID, hook=lambda site, value, layer: seen.append(layer) or value)
+    assert seen == [5, 5, 6, 6]
+    _, found = stack(x, GRID, layers=(1,), sites=("probs",))
+    assert set(found) == {"1", "1.probs", "1.probs.1"}
+
+
 def test_intermediates_do_not_grow_with_depth():
     """The largest array of a traced call, gradient included, does not hold the tokens of all layers."""
     stack = Stack([Norms], 64, rngs=nnx.Rngs(0))
@@ -184,8 +194,8 @@ def test_rematerialization_changes_no_number(x, remat):
 
 
 def test_what_is_wrong_is_said():
-    with pytest.raises(ValueError, match="depth 3 is not a multiple of the 2 blocks"):
-        Stack([Norms, Gate], 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="depth 1 is less than the 2 blocks of a group"):
+        Stack([Norms, Gate], 1, rngs=nnx.Rngs(0))
     stack = Stack([Norms], 2, rngs=nnx.Rngs(0), remat="ful")
     with pytest.raises(ValueError, match="unknown remat policy 'ful'; nearest: full"):
         stack(jnp.zeros((1, GRID.tokens, WIDTH)), GRID)

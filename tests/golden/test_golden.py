@@ -137,12 +137,16 @@ def test_families_know_their_files():
         "vit1": "vit",
         "deit_distilled": "vit",
         "deit_distilled2": "vit",
-        "vitrpb": None,
+        "vitrpb": "nat_isotropic",
+        "nat": "nat",
+        "dinat_s": "nat",
+        "dinat_isotropic1": "nat_isotropic",
         "agent_deit": None,
         "probe_siglip": "siglip_pool",
         "probe_siglip1": "siglip_pool",
         "probe_dinovit": None,
         "attn_merge": "attn_merge",
+        "na_ops": "na_ops",
     }
     found = {stem: family_of_reference(stem) for stem in expected}
     assert {stem: family and family.name for stem, family in found.items()} == expected
