@@ -63,9 +63,10 @@ class Kernel:
 _LOOP = re.compile(r"^\s*loop: start=(-?\d+), step=(-?\d+), limit=(-?\d+)")
 _BODY = re.compile(r"^\s*\$region(\d+):.*// loop_body")
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:")
-_BRANCH = re.compile(r"\bsbr\.rel[^;}]*target = \$region(\d+)")
+_BRANCH = re.compile(r"\bsbr\.rel (?:\(!(%\w+)\) )?[^;}]*target = \$region(\d+)")
 # `dma.hbm_to_vmem ...` between two blocks without gaps, `dma.general ...` with strides, from and to pointers.
 _COPY = re.compile(r"\bdma\.(?:(\w+)_to_(\w+)|general) ([^;}]*?/\*size_in_granules=\*/([^,\s]+)[^;}]*)")
+_CONDITION = re.compile(r"\((%\w+)\)")
 _END = re.compile(r"/\*(?:src|dst)=\*/(%\w+|\[#allocation\d+)")
 _POINTER = re.compile(r"(%\w+) = \w+\.(hbm|vmem|smem)\b")
 _CONSTANT = re.compile(r"(%\w+) = smov\.u32 (?:\([^)]*\), )?(\[#allocation\d+)\]")
@@ -100,11 +101,14 @@ def read(schedule: str, stage: str, utilization: str, chip: str) -> Kernel:
     names, capacity, rows = _utilization(utilization)
     if len(rows) != len(bundles):
         raise ValueError(f"{len(bundles)} bundles in the schedule and {len(rows)} in the table of slots")
-    weights, unknown = _weights(bundles, trip_counts(stage), DELAY_SLOTS[chip])
+    weights, leaving, unknown = _weights(bundles, trip_counts(stage), DELAY_SLOTS[chip])
     spaces = _spaces(schedule, stage)
     bytes_in = bytes_out = 0
-    for weight, bundle in zip(weights, bundles, strict=True):
+    for number, bundle in enumerate(bundles):
         for *named, operands, size in _COPY.findall(bundle):
+            weight = weights[number]
+            for condition in _CONDITION.findall(operands):
+                weight //= leaving.get((number, condition), 1)
             source, target = named if any(named) else (spaces.get(end, "?") for end in _END.findall(operands))
             if "hbm" not in (source, target) and "?" not in (source, target):
                 continue
@@ -140,14 +144,19 @@ def _bundles(schedule: str) -> list[str]:
     return bundles
 
 
-def _weights(bundles: Sequence[str], trips: Mapping[int, int | None], delay: int) -> tuple[list[int], list[str]]:
+def _weights(
+    bundles: Sequence[str], trips: Mapping[int, int | None], delay: int
+) -> tuple[list[int], dict[tuple[int, str], int], list[str]]:
     """How often each bundle is issued, and loops that cannot be counted.
 
-    A loop reaches from the bundle that begins its body to the last delay slot of the branch that goes back there.
+    A loop reaches from the bundle that begins its body to the last delay slot of the branch that goes back there. What
+    stands in a delay slot under the condition that ends the loop runs in its last pass only: for each such slot and
+    condition, the second result has the number of passes.
     """
     weights, unknown = [1] * len(bundles), []
+    leaving: dict[tuple[int, str], int] = {}
     for last, bundle in enumerate(bundles):
-        for region in map(int, _BRANCH.findall(bundle)):
+        for condition, region in ((condition, int(region)) for condition, region in _BRANCH.findall(bundle)):
             if region not in trips:
                 continue  # forwards, over a region under a condition
             first = next((i for i in range(last + 1) if re.search(rf"Start region {region}\b", bundles[i])), None)
@@ -160,7 +169,9 @@ def _weights(bundles: Sequence[str], trips: Mapping[int, int | None], delay: int
                 continue
             for inside in range(first, end):
                 weights[inside] *= count
-    return weights, unknown
+            if condition:
+                leaving |= {(slot, condition): count for slot in range(last + 1, end)}
+    return weights, leaving, unknown
 
 
 def _utilization(table: str) -> tuple[list[str], dict[str, int], list[list[int]]]:

@@ -76,6 +76,14 @@ def test_copies_of_main_memory_count_in_granules():
     assert count(chip="v4").bytes_in == 512 * 5 * (128 + 3)
 
 
+def test_a_copy_that_waits_for_the_end_of_a_loop_counts_once():
+    """It stands in a delay slot, under the condition that the branch back is not taken."""
+    copy = "dma.general /*src=*/%s8_s8"
+    for condition, times in (("(%p2_p2)", 1), ("(!%p2_p2)", 3), ("(%p4_p4)", 3)):
+        schedule = SCHEDULE.replace(copy, copy.replace("general ", f"general {condition}, "))
+        assert count(schedule=schedule).bytes_out == 32 * 5 * times * 10
+
+
 def test_delay_slots_are_those_of_the_chip():
     # 1: the inner loop is 0x3 to 0x5, the outer one ends with 0xb. 6: they end with 0xa and with the last bundle.
     assert count(chip="v4").cycles == 1 + 5 * (2 + 3 * 3 + 6) + 4
