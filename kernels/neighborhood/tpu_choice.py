@@ -16,8 +16,9 @@ from kernels.neighborhood.tpu_blocks import Blocks
 from kernels.neighborhood.tpu_plan import LANES, Plan, block_sizes, make_plan, offsets
 
 _NAMES = {"7": "tpu7x", "7x": "tpu7x"}
-_UNKNOWN_VMEM = 16 * 2**20
-"""Memory of the smallest chip, for a program that is traced without saying for which chip."""
+_UNKNOWN_VMEM = 64 * 2**20
+"""For a program that is traced without saying for which chip: the least of the generations from v5e on. (v4 has 16 MiB:
+export for it on one, or under a mesh of its topology.)"""
 
 
 def chip_name() -> str:
