@@ -1,5 +1,7 @@
 """The training loop: what it reads, when it stops, and that its parts agree with each other."""
 
+import multiprocessing
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -204,10 +206,18 @@ def test_init_from_adapts_the_classifier_and_positions(tmp_path, capsys):
     assert not (tmp_path / "c" / "checkpoints" / "1").exists()
 
 
-def test_profile_and_several_evaluation_sets(tmp_path):
+def profiled(folder):
     config = tiny.config(train__steps=6, eval__sets=("seen=@train[:16]",), eval__batch_size=6)
-    result = loop.train(config, tmp_path, terminal=tiny.quiet(), profile=True)
+    result = loop.train(config, folder, terminal=tiny.quiet(), profile=True)
     assert set(result["metrics"]) == {"test", "seen"}
+
+
+def test_profile_and_several_evaluation_sets(tmp_path):
+    # In a process of its own: JAX's profiler crashes where libtpu has compiled something, as it has in other tests.
+    process = multiprocessing.get_context("spawn").Process(target=profiled, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
