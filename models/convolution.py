@@ -1,5 +1,7 @@
 """Convolution on maps `[B, Y, X, C]`. The parameter is float32; `dtype` is what is computed in."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,12 +11,18 @@ from models import partition
 from models.init import Initializer
 from models.layers import DType
 
+PADDINGS = ("centred", "valid", "same")
+
 
 class Conv(nnx.Module):
-    """2-D convolution with an odd kernel `[k, k, in, out]`, the map padded by `k // 2` zeros on every side.
+    """2-D convolution, kernel `[k, k, in / groups, out]`.
 
-    So a stride of 2 gives `ceil(n / 2)` places, centred on every other one (PyTorch's `padding=k // 2`; XLA's "SAME"
-    would centre them half a place further).
+    Args:
+      padding: zeros around the map. `"centred"`: `size // 2` on every side (PyTorch's `padding=k // 2`), so that an odd
+        kernel of stride 2 gives `ceil(n / 2)` places, centred on every other one. `"same"`: TensorFlow's, and XLA's,
+        which gives as many places but with an odd number of zeros has one more behind than before the map. `"valid"`:
+        none. A number: as many on every side.
+      groups: of channels that do not mix; `channels` for a depthwise convolution.
     """
 
     def __init__(
@@ -24,13 +32,21 @@ class Conv(nnx.Module):
         *,
         size: int,
         stride: int = 1,
+        padding: str | int = "centred",
+        groups: int = 1,
         use_bias: bool = True,
         kernel_init: Initializer,
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        self.stride, self.padding, self.dtype = stride, size // 2, dtype
-        self.kernel = partition.parameter(kernel_init(rngs.params(), (size, size, channels, width), jnp.float32))
+        if not isinstance(padding, int) and padding not in PADDINGS:
+            raise ValueError(f"padding={padding!r} of a convolution; allowed: a number, {', '.join(PADDINGS)}")
+        self.stride, self.groups, self.dtype = stride, groups, dtype
+        around = {"centred": size // 2, "valid": 0}.get(padding, padding) if isinstance(padding, str) else padding
+        self.padding: Any = "SAME" if around == "same" else ((around, around),) * 2
+        self.kernel = partition.parameter(
+            kernel_init(rngs.params(), (size, size, channels // groups, width), jnp.float32)
+        )
         self.bias = partition.parameter(jnp.zeros((width,), jnp.float32)) if use_bias else None
 
     def __call__(self, x: Float[Array, "B Y X I"]) -> Float[Array, "B V U O"]:
@@ -40,7 +56,8 @@ class Conv(nnx.Module):
             x.astype(dtype),
             partition.gathered(self.kernel, dtype),
             (self.stride, self.stride),
-            [(self.padding, self.padding)] * 2,
+            self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
         )
         return partition.over_batch(y if self.bias is None else y + self.bias[...].astype(dtype))

@@ -1,7 +1,8 @@
 """Layers that take a map to a coarser one: stems from pixels, and what stands between the stages of a hierarchy.
 
 A stem is made as `stem(channels, width, ...)` and takes images to a quarter of their sides; a downsampling layer is
-made as `layer(width, width_out, ...)` and halves them. Both keep a map a map, `[B, Y, X, C]`, of any sides.
+made as `layer(width, width_out, ...)` and halves them. Both keep a map a map, `[B, Y, X, C]`, of any sides, and are
+called with `train`, which batch statistics depend on.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class ConvStem(nnx.Module):
         self.conv2 = Conv(width // 2, width, **shared)
         self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if norm else None
 
-    def __call__(self, images: Float[Array, "B Y X I"]) -> Float[Array, "B V U C"]:
+    def __call__(self, images: Float[Array, "B Y X I"], *, train: bool = False) -> Float[Array, "B V U C"]:
         """Sides become `ceil(ceil(n / 2) / 2)`."""
         x = self.conv2(self.conv1(images))
         return x if self.norm is None else self.norm(x)
@@ -41,7 +42,7 @@ class PatchStem(nnx.Module):
         self.proj = PatchEmbed((4, 4), channels, width, kernel_init=scheme(init).patch, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if norm else None
 
-    def __call__(self, images: Float[Array, "B Y X I"]) -> Float[Array, "B V U C"]:
+    def __call__(self, images: Float[Array, "B Y X I"], *, train: bool = False) -> Float[Array, "B V U C"]:
         """Sides become `ceil(n / 4)`: zeros fill the last patches."""
         images = _divisible(images, self.proj.patch)
         x = self.proj(images)
@@ -65,7 +66,7 @@ class ConvDownsample(nnx.Module):
         )
         self.norm = LayerNorm(width_out, eps=norm_eps, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B V U O"]:
+    def __call__(self, x: Float[Array, "B Y X C"], *, train: bool = False) -> Float[Array, "B V U O"]:
         """Sides become `ceil(n / 2)`."""
         return self.norm(self.conv(x))
 
@@ -82,7 +83,7 @@ class PatchMerging(nnx.Module):
             4 * width, width_out, use_bias=False, kernel_init=scheme(init).linear, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B V U O"]:
+    def __call__(self, x: Float[Array, "B Y X C"], *, train: bool = False) -> Float[Array, "B V U O"]:
         """Sides become `ceil(n / 2)`: zeros fill the last neighbours."""
         x = _divisible(x, (2, 2))
         batch, rows, columns, width = x.shape

@@ -1,7 +1,7 @@
 """Variants of the NAT papers by name: `nat_tiny`, `dinat_base`, `dinat_s_small`, `nat_iso_s`, `vitrpb_b`.
 
 Parameters, multiply-adds and published accuracy of each are in docs/nat.md. Drop path belongs to the recipe
-(`configs/recipes.py`), as for every model.
+(`configs/recipes/nat.py`), as for every model.
 """
 
 from typing import Any

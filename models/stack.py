@@ -103,7 +103,7 @@ class Stack(nnx.Module):
                     grid,
                     context=context,
                     mask=mask,
-                    hook=_recording(hook, sites, records) if sites else hook,
+                    hook=recording(hook, sites, records) if sites else hook,
                     layer=layer + self.first,
                     train=train,
                     key=None if key is None else jax.random.fold_in(key, layer),
@@ -252,7 +252,9 @@ def _update(block: nnx.Module, state: Any) -> None:
         nnx.update(block, nnx.from_flat_state(state))
 
 
-def _recording(hook: Hook | None, sites: Sequence[str], records: dict[str, Array]) -> Hook:
+def recording(hook: Hook | None, sites: Sequence[str], records: dict[str, Array]) -> Hook:
+    """A hook that does what `hook` does and puts the values of `sites` into `records`."""
+
     def record(site: str, value: Array, layer: Any) -> Array:
         value = value if hook is None else hook(site, value, layer)
         if site in sites:

@@ -39,6 +39,8 @@ STAGES = {
     "model.options.heads": [1],
     "data.image_size": 32,
 }
+# By the beginning of the configuration's name; all others are plain.
+SHRUNK = {"nat_|dinat_(?!iso)": STAGES}
 SMALL = {
     "data.batch_size": 6,
     "data.workers": 0,
@@ -67,7 +69,7 @@ def sets(tmp_path_factory):
 
 def small(name, argument, sets, **more):
     path = f"{ROOT / 'configs' / name}.py" + (f":{argument}" if argument else "")
-    size = STAGES if re.match(r"nat_|dinat_(?!iso)", name) else PLAIN
+    size = next((options for pattern, options in SHRUNK.items() if re.match(pattern, name)), PLAIN)
     overrides = {**SMALL, **size, "data.directory": "" if name in ON_DIGITS else str(sets), **more}
     config = configs.load(path, overrides)
     if "pre_logits" in config.model.options:

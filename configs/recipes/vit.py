@@ -1,18 +1,10 @@
-"""Published training recipes, each a function that changes a configuration."""
+"""Recipes of plain Vision Transformers: DeiT's, big_vision's, and a small one for CIFAR."""
 
 from ml_collections import ConfigDict
 
-# timm's rand-m9-mstd0.5-inc1, which DeiT uses.
-RANDAUGMENT = "randaugment(2, 9, std=0.5, probability=0.5, increasing=True)"
+from configs.recipes.common import RANDAUGMENT
+
 WIDTHS = {"vit_ti16": 192, "vit_s16": 384, "vit_b16": 768}
-# Published rates of the NAT papers' models, trained on ImageNet-1k from scratch.
-NAT_DROP_PATH = {
-    **dict.fromkeys(("nat_mini", "nat_tiny", "dinat_mini", "dinat_tiny", "dinat_s_tiny"), 0.2),
-    **dict.fromkeys(("nat_small", "dinat_small", "dinat_s_small"), 0.3),
-    **dict.fromkeys(("nat_base", "dinat_base", "dinat_s_base"), 0.5),
-    **dict.fromkeys(("nat_iso_s", "dinat_iso_s", "vitrpb_s"), 0.1),
-    **dict.fromkeys(("nat_iso_b", "dinat_iso_b", "vitrpb_b"), 0.4),
-}
 
 
 def deit(config: ConfigDict, image_size: int = 224, drop_path: float = 0.1) -> ConfigDict:
@@ -99,73 +91,6 @@ def imagenet(config: ConfigDict, name: str, recipe: str) -> ConfigDict:
     config.data.name = "imagenet2012"
     config.data.eval_split = "validation"
     return RECIPES[recipe](config)
-
-
-def nat(config: ConfigDict, name: str) -> ConfigDict:
-    """ImageNet-1k from scratch as for NAT, DiNAT, DiNAT_s and the isotropic models (Hassani et al. 2022, 2023,
-    arXiv:2204.07143 and 2209.15001; the official code's configurations): 300 epochs, strong augmentation.
-
-    The official run resizes crops by a random choice of bilinear and bicubic, here bicubic, and goes on at the last
-    rate for 10 epochs.
-
-    Raises:
-      ValueError: `name` has no published recipe.
-    """
-    if name not in NAT_DROP_PATH:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(NAT_DROP_PATH)}")
-    config.model.name = name
-    config.model.drop_path = NAT_DROP_PATH[name]
-    _imagenet_224(config)
-    config.data.batch_size = 1024
-    config.optim.learning_rate = 1e-3
-    config.optim.final_fraction = 5e-6 / 1e-3
-    config.optim.weight_decay = 0.05
-    config.optim.warmup = "20 epochs"
-    config.optim.clip_norm = 5.0
-    config.train.steps = "300 epochs"
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.8
-    config.train.cutmix = 1.0
-    if name in ("nat_iso_b", "dinat_iso_b", "vitrpb_b"):
-        config.optim.warmup = "50 epochs"
-        config.optim.ema = 0.9998
-    return config
-
-
-def nat_finetune(config: ConfigDict, name: str) -> ConfigDict:
-    """ImageNet-1k at 384 pixels from weights of ImageNet-22k, as for DiNAT-Large (arXiv:2209.15001; the official code's
-    configurations, for 8 devices with 64 images): 30 epochs, no mixing of images.
-    """
-    config.model.name = name
-    config.model.drop_path = 0.35
-    _imagenet_224(config)
-    config.data.image_size = 384
-    config.data.eval_transforms = "resize({size})|center_crop({size})|normalize"
-    config.data.batch_size = 512
-    config.optim.learning_rate = 5e-5
-    config.optim.schedule = "linear"
-    config.optim.final_fraction = 5e-6 / 5e-5
-    config.optim.weight_decay = 1e-5 if name.startswith("dinat_s") else 1e-10
-    config.optim.warmup = 0
-    config.optim.clip_norm = 5.0
-    config.train.steps = "30 epochs"
-    config.train.label_smoothing = 0.1
-    return config
-
-
-def _imagenet_224(config: ConfigDict) -> None:
-    config.data.name = "imagenet2012"
-    config.data.eval_split = "validation"
-    config.data.image_size = 224
-    config.data.train_transforms = f"random_resized_crop({{size}})|flip|{RANDAUGMENT}|normalize|erase(0.25)"
-    config.data.eval_transforms = "resize({size/0.875})|center_crop({size})|normalize"
-    config.data.on_error = "replace"
-    config.data.workers = 8
-    config.optim.name = "adamw"
-    config.train.precision = "bfloat16"
-    config.checkpoint.every_steps = "1%"
-    config.eval.every_steps = "5%"
-    config.log.every_steps = 100
 
 
 def cifar(config: ConfigDict, name: str) -> ConfigDict:

@@ -1,0 +1,105 @@
+"""Attention within windows of a map: blocks of neighbouring places, or grids of places spread over the map.
+
+Block and grid attention are those of MaxViT (arXiv:2204.01697, section 3.2); block attention with shifted windows is
+Swin's (arXiv:2103.14030, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from attn.dense import Hook, dense_attention
+from attn.relative import relative_position_bias
+
+
+def window_attention(
+    q: Float[Array, "B Y X H D"],
+    k: Float[Array, "B Y X H D"],
+    v: Float[Array, "B Y X H E"],
+    *,
+    window: tuple[int, int],
+    grid: bool = False,
+    shift: tuple[int, int] = (0, 0),
+    bias: Float[Array, "H V U"] | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    hook: Hook | None = None,
+    layer: Any = None,
+) -> Float[Array, "B Y X H E"]:
+    """Softmax attention between the places of each window.
+
+    Args:
+      window: rows and columns of a window; they divide the map.
+      grid: a window is not a block of neighbouring places but every (Y / rows)-th row and (X / columns)-th column.
+      shift: rows and columns by which blocks begin later than the map does. The map is taken as a torus, and places
+        that are neighbours only across its border do not see each other.
+      bias: by relative position key - query, `2 * window - 1` entries along each axis.
+      scale: `D ** -0.5` unless given.
+      dropout, key, hook, layer: as in `dense_attention`; the hook sees windows as a batch `[B * windows, N, H, D]`.
+
+    Raises:
+      ValueError: a window that does not divide the map; a shifted grid.
+    """
+    shape = q.shape[1:3]
+    if any(side % size for side, size in zip(shape, window, strict=True)):
+        raise ValueError(f"window {tuple(window)}: does not divide a map of {shape}")
+    if grid and any(shift):
+        raise ValueError(f"shift={tuple(shift)}: a grid cannot be shifted; allowed: (0, 0)")
+    if any(shift):
+        q, k, v = (jnp.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, k, v))
+    heads = dense_attention(
+        *(to_windows(x, window, grid=grid) for x in (q, k, v)),
+        mask=_same_side(shape, window, shift, q.shape[0]) if any(shift) else None,
+        bias=None if bias is None else relative_position_bias(bias, window)[None],
+        scale=scale,
+        dropout=dropout,
+        key=key,
+        hook=hook,
+        layer=layer,
+    )
+    out = from_windows(heads, shape, window, grid=grid)
+    return jnp.roll(out, shift, (1, 2)) if any(shift) else out
+
+
+def to_windows(x: Float[Array, "B Y X *F"], window: Sequence[int], *, grid: bool = False) -> Float[Array, "G N *F"]:
+    """The windows of all examples one after the other, places of each in row-major order."""
+    batch, height, width, *features = x.shape
+    rows, columns = window
+    if grid:
+        x = x.reshape(batch, rows, height // rows, columns, width // columns, *features)
+        x = jnp.moveaxis(x, (2, 4), (1, 2))
+    else:
+        x = x.reshape(batch, height // rows, rows, width // columns, columns, *features)
+        x = jnp.moveaxis(x, 3, 2)
+    return x.reshape(-1, rows * columns, *features)
+
+
+def from_windows(
+    x: Float[Array, "G N *F"], shape: Sequence[int], window: Sequence[int], *, grid: bool = False
+) -> Float[Array, "B Y X *F"]:
+    """Inverse of `to_windows` for maps of `shape`."""
+    (height, width), (rows, columns) = shape, window
+    down, right = height // rows, width // columns
+    x = x.reshape(-1, down, right, rows, columns, *x.shape[2:])
+    x = jnp.moveaxis(x, (1, 2), (2, 4)) if grid else jnp.moveaxis(x, 2, 3)
+    return x.reshape(x.shape[0], height, width, *x.shape[5:])
+
+
+def _same_side(
+    shape: Sequence[int], window: Sequence[int], shift: Sequence[int], batch: int
+) -> Bool[Array, "G 1 N N"]:
+    """Which places of a window of the rolled map lie on one side of the map's border, for all examples."""
+    sides = [np.arange(n) >= n - by if by else np.zeros(n, bool) for n, by in zip(shape, shift, strict=True)]
+    # The last `shift` rows of the rolled map were its first ones.
+    side = 2 * sides[0][:, None] + sides[1][None, :]
+    rows, columns = window
+    side = side.reshape(shape[0] // rows, rows, shape[1] // columns, columns).transpose(0, 2, 1, 3)
+    side = side.reshape(-1, rows * columns)
+    same = side[:, :, None] == side[:, None, :]
+    return jnp.asarray(np.tile(same, (batch, 1, 1))[:, None])

@@ -1,0 +1,46 @@
+"""Batch normalization on maps and tokens, with statistics of the global batch."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from models.layers import DType
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization over all axes but the last (arXiv:1502.03167); statistics in float32.
+
+    In training the statistics are those of the batch, and running ones move towards them; in evaluation the running
+    ones are used. Under a mesh the batch is the global one: the means are written over the whole axis, and the compiler
+    adds the sums of the devices.
+
+    Args:
+      momentum: share of the old running statistics that is kept (PyTorch's is one minus this).
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5, momentum: float = 0.9, dtype: DType = None):
+        self.eps, self.momentum, self.dtype = eps, momentum, dtype
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((width,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "... C"], *, train: bool = False) -> Float[Array, "... C"]:
+        """In float32, returned in `dtype` or that of x. With `train` it also updates the running statistics."""
+        wide = x.astype(jnp.float32)
+        mean, variance = self.mean[...], self.var[...]
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = wide.mean(axes)
+            variance = jnp.square(wide - mean).mean(axes)
+            self._move(mean, variance, x.size // x.shape[-1])
+        y = (wide - mean) * (jax.lax.rsqrt(variance + self.eps) * self.scale[...]) + self.bias[...]
+        return y.astype(self.dtype or x.dtype)
+
+    def _move(self, mean: Float[Array, " C"], variance: Float[Array, " C"], count: int) -> None:
+        # The running variance is the unbiased one, as in PyTorch and the official code of every family here.
+        unbiased = variance * (count / max(count - 1, 1))
+        for running, new in ((self.mean, mean), (self.var, unbiased)):
+            moved = self.momentum * running[...] + (1 - self.momentum) * new
+            running[...] = jax.lax.stop_gradient(moved)

@@ -1,0 +1,56 @@
+"""One tiny configuration per family, for tests that run every registered model: `create("swin")`.
+
+A family adds one row: the variant it starts from, and options that make it small: a model of two stages or so, 8 to 16
+channels, images of 32 to 64 pixels, 5 classes. Every kind of layer of the family has to be in it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import models
+
+TINY: dict[str, tuple[str, dict]] = {
+    "vit": ("vit_mu16", dict(image_size=32, patch_size=8, width=16, depth=3, heads=2, mlp_width=32)),
+    "nat": (
+        "dinat_mini",
+        dict(width=8, depths=(3, 2), heads=(1, 2), window=3, image_size=32, layer_scale=0.5)
+        | {"attention_options": {"implementation": "reference"}},
+    ),
+    "nat_isotropic": ("nat_iso_s", dict(patch_size=8, width=16, depth=3, heads=2, window=3, image_size=32)),
+}
+"""Family -> (variant, options). The image size is the one that the family's tests run at first."""
+
+
+def abstract(family: str, **options) -> nnx.Module:
+    """The tiny model of a family as shapes only."""
+    name, own = TINY[family]
+    return nnx.eval_shape(lambda: models.create(name, num_classes=5, rngs=nnx.Rngs(0), **own | options))
+
+
+def create(family: str, **options) -> nnx.Module:
+    """The tiny model with random parameters, the same for a scanned model and its unrolled twin, without compiling any
+    initializer: none is left at zero or one, so every layer has an effect.
+    """
+    graph, params, state = models.split(abstract(family, **options))
+    rng = np.random.default_rng(0)
+
+    def numbers(flat):
+        zeros = {name: np.zeros(value.shape, np.float32) for name, value in flat.items()}
+        found = {}
+        for name, value in sorted(models.unstack(zeros).items()):
+            std = np.prod(value.shape[:-1]) ** -0.5 if name.endswith("kernel") else 0.3
+            noise = rng.normal(size=value.shape)
+            found[name] = 1 + 0.3 * np.abs(noise) if name.endswith("var") else std * noise + name.endswith("scale")
+        return {
+            name: jnp.asarray(value, jnp.float32)
+            for name, value in models.stack({n: v.astype(np.float32) for n, v in found.items()}, like=flat).items()
+        }
+
+    return models.merge(graph, numbers(params), numbers(state))
+
+
+def images(*sides, batch=2, channels=3):
+    """Standard normal pixels."""
+    return jax.random.normal(jax.random.key(1), (batch, *sides, channels))
