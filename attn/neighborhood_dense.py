@@ -18,7 +18,7 @@ from kernels.neighborhood.pattern import Axis, Pattern
 
 Gradients = tuple[Array, Array, Array, Array | None, Array | None, Array | None]
 
-LARGEST = 12 * 2**20
+LARGEST = 40 * 2**20
 """Bytes of logits that stay on every chip, with their probabilities beside them (docs/kernels.md, small maps)."""
 
 

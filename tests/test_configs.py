@@ -34,7 +34,7 @@ def test_overrides_take_the_type_of_the_key():
             "optim.freeze": "blocks.0,head",
             "model.scan": "false",
             "data.mean": "0.5,0.5,0.5",
-            "model.options.pool": "avg",
+            "model.options.stem": "patches",
             "model.options.width": "32",
         },
     )
@@ -44,7 +44,7 @@ def test_overrides_take_the_type_of_the_key():
     assert config.optim.freeze == ("blocks.0", "head")
     assert config.model.scan is False
     assert config.data.mean == (0.5, 0.5, 0.5)
-    assert config.model.options["pool"] == "avg"
+    assert config.model.options["stem"] == "patches"
     assert config.model.options["width"] == 32
 
 

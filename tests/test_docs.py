@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(bash|python)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What README runs for minutes is run here for seconds.
-SHORT = "--config.train.steps=4 --config.checkpoint.every_steps=2 --config.model.options.depth=1"
+SHORT = "--config.train.steps=4 --config.checkpoint.every_steps=2"
 
 
 def fences(language, without=()):

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 STEPS, EVERY = 20, 8
 # Everything that draws random numbers, and everything that has a state.
 CONFIG = [
-    "--config=configs/quickstart.py",
+    "--config=configs/vit_digits.py",
     f"--config.train.steps={STEPS}",
     f"--config.checkpoint.every_steps={EVERY}",
     f"--config.eval.every_steps={EVERY}",

@@ -33,7 +33,7 @@ class Command:
         self.arguments = [
             sys.executable,
             "train.py",
-            "--config=configs/quickstart.py",
+            "--config=configs/vit_digits.py",
             f"--config.log.cache_directory={cache}",
             f"--config.train.steps={STEPS}",
             f"--config.checkpoint.every_steps={EVERY}",
