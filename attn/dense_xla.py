@@ -31,13 +31,19 @@ def unfused(
         logits = logits + bias
     logits = edit("logits", logits)
     probs = edit("probs", _softmax(logits, mask))
-    if dropout:
-        if key is None:
-            raise ValueError("attention dropout needs a key: call the model with key=...")
-        kept = jax.random.bernoulli(key, 1 - dropout, probs.shape)
-        probs = jnp.where(kept, probs / (1 - dropout), 0)
+    probs = dropped(probs, dropout, key)
     heads = jnp.einsum("bhnm,bhme->bhne", probs.astype(v.dtype), v)
     return jnp.swapaxes(heads, 1, 2)
+
+
+def dropped(probs: Float[Array, "*N"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*N"]:
+    """Probabilities of which this share is zero and the rest scaled up. ValueError without a key for a rate."""
+    if not rate:
+        return probs
+    if key is None:
+        raise ValueError("attention dropout needs a key: call the model with key=...")
+    kept = jax.random.bernoulli(key, 1 - rate, probs.shape)
+    return jnp.where(kept, probs / (1 - rate), 0)
 
 
 def _softmax(logits: Float[Array, "B H N M"], mask: Bool[Array, "#B #H #N M"] | None) -> Float[Array, "B H N M"]:

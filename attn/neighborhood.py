@@ -26,6 +26,7 @@ NEIGHBORHOOD = Operator(
         Implementation("dense", "attn.neighborhood_dense", platforms=("tpu",)),
         Implementation("tpu", "kernels.neighborhood.tpu", platforms=("tpu",)),
         Implementation("gpu", "kernels.neighborhood.gpu", platforms=("cuda",)),
+        Implementation("windows", "attn.neighborhood_windows"),
         Implementation("xla", "attn.neighborhood_xla"),
         Implementation("reference", "attn.neighborhood_reference"),
     ),
@@ -73,8 +74,8 @@ def neighborhood_attention(
       return_lse: return `(out, lse)`.
       on_oversize: `"error"`, or `"clamp"` for a window that is longer than the map (`make_pattern`); of the bias the
         centre is used.
-      implementation: `"dense"` (TPU, small maps), `"tpu"`, `"gpu"`, `"xla"` or `"reference"`; None: the best for the
-        platform that is lowered for.
+      implementation: `"dense"` (TPU, small maps), `"tpu"`, `"gpu"`, `"windows"` (patterns that cut the map into
+        windows), `"xla"` or `"reference"`; None: the best for the platform that is lowered for.
 
     Returns:
       The output `[B, *S, H, E]` in the dtype of v; with `return_lse`, and the logsumexp `[B, *S, H]`, float32, natural.

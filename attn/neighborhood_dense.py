@@ -1,8 +1,8 @@
 """Neighborhood attention on small maps as dense attention under a mask, by the compiler.
 
 Every pair of tokens is multiplied, and those that do not see each other masked. On a TPU this is faster than a kernel
-that goes from example to example while the logits of all pairs stay on the chip. Arguments and results of the three
-functions: docs/neighborhood.md.
+that goes from example to example, as it does where it cannot take several side by side, while the logits of all pairs
+stay on the chip. Arguments and results of the three functions: docs/neighborhood.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels.neighborhood.pattern import Axis, Pattern
+from kernels.neighborhood.tpu_choice import side_by_side
 
 Gradients = tuple[Array, Array, Array, Array | None, Array | None, Array | None]
 
@@ -29,6 +30,8 @@ def unprofitable(
     if q.shape[0] == 1:
         return "a kernel is faster for one example"
     extra = 0 if extra_keys is None else extra_keys.shape[1]
+    if side_by_side(pattern, q.shape[0], extra) > 1:
+        return "a kernel that takes several examples side by side is faster"
     needed = 4 * q.shape[0] * q.shape[-2] * pattern.tokens * (pattern.tokens + extra)
     if needed > LARGEST:
         return f"logits of all pairs take {needed / 2**20:.0f} MiB; above {LARGEST / 2**20:.0f} a kernel is faster"

@@ -32,14 +32,17 @@ def relative_position_bias(table: Float[Array, "H *R"], shape: Sequence[int]) ->
 
 
 def resample_relative_bias(
-    table: Float[Array | np.ndarray, "H Y X"], extents: Sequence[int]
+    table: Float[Array | np.ndarray, "H Y X"], extents: Sequence[int], *, method: str = "cubic"
 ) -> Float[Array | np.ndarray, "H V U"]:
-    """A table over displacements of two axes for another window or grid, by bicubic interpolation.
+    """A table over displacements of two axes for another window or grid.
 
     Swin's and DiNAT's practice (arXiv:2209.15001): displacement d of the old window lies where
     `d * new / old` of the new one does, whatever the dilation.
+
+    Args:
+      method: see `attn.positions.resample_positions`.
     """
     heads, *old = table.shape
     flat = table.reshape(heads, -1).T[None]
-    flat = resample_positions(flat, (old[0], old[1]), (extents[0], extents[1]), method="cubic")
+    flat = resample_positions(flat, (old[0], old[1]), (extents[0], extents[1]), method=method)
     return flat[0].T.reshape(heads, *extents)

@@ -1,7 +1,8 @@
 """Attention within windows of a map: blocks of neighbouring places, or grids of places spread over the map.
 
 Block and grid attention are those of MaxViT (arXiv:2204.01697, section 3.2); block attention with shifted windows is
-Swin's (arXiv:2103.14030, section 3.2).
+Swin's (arXiv:2103.14030, section 3.2). Both of MaxViT's are cases of neighborhood attention and run by what implements
+that: blocks are windows with a stride of their size, grids windows with a dilation (docs/neighborhood.md).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from attn.dense import Hook, dense_attention
+from attn.neighborhood import neighborhood_attention
+from attn.neighborhood_arguments import DTYPES
 from attn.relative import relative_position_bias
 
 
@@ -31,8 +34,12 @@ def window_attention(
     key: PRNGKeyArray | None = None,
     hook: Hook | None = None,
     layer: Any = None,
+    implementation: str | None = None,
 ) -> Float[Array, "B Y X H E"]:
     """Softmax attention between the places of each window.
+
+    Without a shift, dropout and a hook this is `neighborhood_attention`, by a kernel where there is one, differentiable
+    in reverse mode and once; else dense attention in each window. `attn.explain` says which.
 
     Args:
       window: rows and columns of a window; they divide the map.
@@ -40,8 +47,10 @@ def window_attention(
       shift: rows and columns by which blocks begin later than the map does. The map is taken as a torus, and places
         that are neighbours only across its border do not see each other.
       bias: by relative position key - query, `2 * window - 1` entries along each axis.
-      scale: `D ** -0.5` unless given.
+      scale: a number; `D ** -0.5` unless given.
       dropout, key, hook, layer: as in `dense_attention`; the hook sees windows as a batch `[B * windows, N, H, D]`.
+      implementation: `"windows"` for dense attention in each window whatever else there is, or one of
+        `neighborhood_attention`, where that computes it.
 
     Raises:
       ValueError: a window that does not divide the map; a shifted grid.
@@ -51,6 +60,12 @@ def window_attention(
         raise ValueError(f"window {tuple(window)}: does not divide a map of {shape}")
     if grid and any(shift):
         raise ValueError(f"shift={tuple(shift)}: a grid cannot be shifted; allowed: (0, 0)")
+    one = not any(shift) and hook is None and not dropout and _is_fit(q, k, v)
+    if one and implementation != "windows":
+        cut: Any = {"dilation": tuple(side // size for side, size in zip(shape, window, strict=True))}
+        cut = cut if grid else {"stride": tuple(window)}
+        cut["implementation"] = implementation
+        return neighborhood_attention(q, k, v, window=tuple(window), bias=bias, scale=scale, **cut)
     if any(shift):
         q, k, v = (jnp.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, k, v))
     heads = dense_attention(
@@ -89,6 +104,12 @@ def from_windows(
     x = x.reshape(-1, down, right, rows, columns, *x.shape[2:])
     x = jnp.moveaxis(x, (1, 2), (2, 4)) if grid else jnp.moveaxis(x, 2, 3)
     return x.reshape(x.shape[0], height, width, *x.shape[5:])
+
+
+def _is_fit(*arrays: Array) -> bool:
+    """Whether neighborhood attention takes arrays of these dtypes."""
+    dtypes = {str(array.dtype) for array in arrays}
+    return len(dtypes) == 1 and dtypes <= set(DTYPES)
 
 
 def _same_side(

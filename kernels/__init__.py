@@ -7,3 +7,5 @@ Rules for what comes here. A kernel has
 * a choice by the platform that is lowered for (`jax.lax.platform_dependent`) or by an explicit argument, never by
   `jax.default_backend()`: a step compiled ahead of time for a machine that is not here must take that machine's path.
 """
+
+import kernels.interpreter  # noqa: F401  (before anything is traced)

@@ -1,7 +1,5 @@
 """Attention on four TPU chips, compiled by their own compiler: kernels run, and chips exchange next to nothing."""
 
-import importlib.util
-import os
 import re
 from types import SimpleNamespace
 
@@ -9,32 +7,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 from attention_mesh_job import EXCHANGE
-from jax.experimental.compilation_cache import compilation_cache
+from compiling import for_tpus, needs_compiler
 from jax.sharding import NamedSharding, PartitionSpec
 
-from attn import dense_attention, dense_splash, neighborhood_attention
+from attn import dense_attention, dense_splash, neighborhood_attention, routed_attention
 from training import chips, mesh
 
-pytestmark = [
-    pytest.mark.plan,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'fovea[plan]'"
-    ),
-]
+pytestmark = [pytest.mark.plan, needs_compiler]
 
 
 @pytest.fixture(scope="module")
 def grid():
-    """2 x 1 x 2 chips. libtpu reads its environment when it is loaded."""
-    before = dict(os.environ)
-    chips.use_compiler()
-    compilation_cache.reset_cache()
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield mesh.create(SimpleNamespace(data=2, fsdp=1, tensor=2), chips.parse("v5e:2x2").devices())
-    os.environ.clear()
-    os.environ.update(before)
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
+    """2 x 1 x 2 chips."""
+    with for_tpus():
+        yield mesh.create(SimpleNamespace(data=2, fsdp=1, tensor=2), chips.parse("v5e:2x2").devices())
 
 
 def compiled(grid, function, heads, *tables):
@@ -75,5 +61,15 @@ def test_neighborhood_attention_runs_its_kernels_and_sums_its_table(grid):
 def test_dense_attention_runs_its_kernels_alone(grid, monkeypatch):
     monkeypatch.setattr(dense_splash, "LEAST_TOKENS", 512)
     text = compiled(grid, dense_attention, (2, 600, 2, 64))
+    assert text.count("tpu_custom_call") >= 2
+    assert exchanged(text) == []
+
+
+def test_routed_attention_runs_its_kernels_alone(grid):
+    def attend(q, k, v):
+        routes = jnp.arange(2 * 4).reshape(2, 4, 1) % 4
+        return routed_attention(q, k, v, routes, regions=(2, 2), scale=0.5)
+
+    text = compiled(grid, attend, (2, 8, 8, 4, 32))
     assert text.count("tpu_custom_call") >= 2
     assert exchanged(text) == []

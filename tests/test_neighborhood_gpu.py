@@ -11,6 +11,7 @@ import pytest
 from neighborhood_cases import NAMES, check, dense, errors, mask_reading, random_problem, run
 
 from attn import explain, neighborhood_attention
+from kernels.interpreter import interpret
 from kernels.neighborhood import gpu, gpu_choice, gpu_program, gpu_tiles
 from kernels.neighborhood.pattern import make_pattern
 
@@ -25,11 +26,11 @@ class Interpreted:
 
     def forward(self, *arguments, **options):
         chosen = {name: tile for name, tile in self.tiles.items() if name == "tile"}
-        with gpu.interpret():
+        with interpret():
             return gpu.forward(*arguments, **options, **chosen)
 
     def backward(self, *arguments, **options):
-        with gpu.interpret():
+        with interpret():
             return gpu.backward(*arguments, **options, **self.tiles)
 
 
@@ -253,7 +254,7 @@ def test_the_interpreter_stays_inside_its_context():
     pattern = make_pattern((8,), 3)
     forward = functools.partial(gpu.forward, pattern=pattern, scale=0.2)
     arguments = shapes((8,), ())
-    with gpu.interpret():
+    with interpret():
         assert triton_calls(forward, arguments) == 0
     assert triton_calls(forward, arguments) == 1
 

@@ -8,30 +8,19 @@ Sources: Neighborhood Attention (arXiv:2204.07143), dilated (arXiv:2209.15001), 
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels.interpreter import interpreted
 from kernels.neighborhood import gpu_backward, gpu_bias, gpu_extra, gpu_forward
 from kernels.neighborhood.gpu_choice import Tile, choose
 from kernels.neighborhood.pattern import Pattern
 
 DTYPES = ("float32", "bfloat16", "float16")
 LARGEST_HEAD = 256
-# A user context is part of the key of every cache of traces: no kernel traced for a GPU is used by the interpreter.
-_interpreted = jax.make_user_context(False)
-
-
-@contextlib.contextmanager
-def interpret() -> Iterator[None]:
-    """Kernels traced inside run on any machine, by Pallas' interpreter: slow, for tests."""
-    with _interpreted(True):
-        yield
 
 
 def refuse(
@@ -84,7 +73,7 @@ def forward(
         pattern=pattern,
         scale=scale,
         tile=tile,
-        interpret=_interpreted.value,
+        interpret=interpreted.value,
     )
     return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
 
@@ -129,7 +118,7 @@ def backward(
         "lse": lse.reshape(lse.shape[0], -1, lse.shape[-1]),
         "delta": delta.reshape(delta.shape[0], -1, delta.shape[-1]),
     }
-    interpret = _interpreted.value
+    interpret = interpreted.value
     dq = gpu_backward.query_gradient(inputs, pattern=pattern, scale=scale, tile=tile, interpret=interpret)
     dk, dv = gpu_backward.key_gradients(inputs, pattern=pattern, scale=scale, tile=key_tile, interpret=interpret)
     d_bias = d_extra_keys = d_extra_values = None

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from kernels.neighborhood import tpu_backward, tpu_forward
 from kernels.neighborhood.pattern import Pattern
 from kernels.neighborhood.tiles import three_axes
-from kernels.neighborhood.tpu_bias import spread_bias
+from kernels.neighborhood.tpu_bias import packed_table, unpacked_table
 from kernels.neighborhood.tpu_blocks import Blocks
 from kernels.neighborhood.tpu_choice import choose
 from kernels.neighborhood.tpu_plan import Plan
@@ -51,12 +50,11 @@ def forward(
     """Output `[B, *S, H, E]` and logsumexp `[B, *S, H]` float32."""
     blocks = _blocks("forward", q, v, bias, extra_keys, pattern)
     plan = blocks.plan
-    added = None if bias is None else tpu_forward.LOG2E * spread_bias(plan, bias)
     out, lse = tpu_forward.forward(
         blocks,
         *(_packed(array, plan, pattern) for array in (q, k, v)),
         extra=_packed_extra(plan, extra_keys, extra_values),
-        bias=added,
+        bias=None if bias is None else packed_table(plan, bias),
         scale=scale,
     )
     return _unpacked(out, q.shape, v.shape[-1], plan), rows_to_map(plan, lse, q.shape[:-1])
@@ -80,12 +78,11 @@ def backward(
     """Gradients of q, k, v, bias and the extra keys and values, None for what is None."""
     blocks = _blocks("backward", q, v, bias, extra_keys, pattern)
     plan = blocks.plan
-    spread, pull = (None, None) if bias is None else jax.vjp(lambda table: spread_bias(plan, table), bias)
     found = tpu_backward.backward(
         blocks,
         *(_packed(array, plan, pattern) for array in (q, k, v)),
         extra=_packed_extra(plan, extra_keys, extra_values),
-        bias=None if spread is None else tpu_forward.LOG2E * spread,
+        bias=None if bias is None else packed_table(plan, bias),
         lse=map_to_rows(plan, lse),
         d_out=_packed(d_out, plan, pattern),
         d_lse=None if d_lse is None else map_to_rows(plan, d_lse),
@@ -96,7 +93,9 @@ def backward(
         _summed_heads(_unpacked(_summed_bands(plan, found[name]), q.shape, like.shape[-1], plan), like)
         for name, like in (("d_k", k), ("d_v", v))
     )
-    d_bias = None if pull is None else pull(found["d_bias"].sum(axis=0))[0].astype(bias.dtype)
+    d_bias = None
+    if bias is not None:
+        d_bias = unpacked_table(found["d_bias"].sum(axis=0), bias.shape).astype(bias.dtype)
     d_extra: list[Any] = [None, None]
     if plan.extra:
         for number, (name, like) in enumerate((("d_extra_keys", extra_keys), ("d_extra_values", extra_values))):
@@ -108,36 +107,51 @@ def backward(
 
 def rows_to_map(plan: Plan, rows: Any, shape: tuple[int, ...]) -> Any:
     """One number for each query and head: from `Blocks.rows_shape` to `[B, *S, H]`."""
-    split, order, padded = _orders(plan)
-    batch = rows.shape[0]
-    grid = rows.reshape(batch, *split).transpose(0, *(1 + axis for axis in order)).reshape(batch, *padded, plan.heads)
-    z, y, x = (axis.length for axis in (layout.tiles.axis for layout in plan.layouts))
-    return grid[:, :z, :y, :x].reshape(shape)
+    split, order, padded, lengths = _orders(plan)
+    steps, heads = rows.shape[0], plan.heads
+    grid = rows.reshape(steps, *split).transpose(0, *(1 + axis for axis in order)).reshape(steps, *padded, heads)
+    grid = grid[:, *(slice(length) for length in lengths)]
+    # The examples of a step are next to the heads.
+    return jnp.moveaxis(grid.reshape(steps, -1, plan.examples, heads), 2, 1).reshape(shape)
 
 
 def map_to_rows(plan: Plan, values: Any) -> Any:
     """The reverse of `rows_to_map`; zero for queries that do not exist."""
-    split, order, padded = _orders(plan)
-    batch = values.shape[0]
-    lengths = [layout.tiles.axis.length for layout in plan.layouts]
-    grid = values.reshape(batch, *lengths, plan.heads)
+    split, order, padded, lengths = _orders(plan)
+    grid = jnp.moveaxis(values.reshape(-1, plan.examples, values[0].size // plan.heads, plan.heads), 1, 2)
+    steps = grid.shape[0]
+    grid = grid.reshape(steps, *lengths, plan.heads)
     grid = jnp.pad(grid, [(0, 0), *((0, full - n) for full, n in zip(padded, lengths, strict=True)), (0, 0)])
     back = [order.index(axis) for axis in range(len(order))]
-    grid = grid.reshape(batch, *(split[axis] for axis in order)).transpose(0, *(1 + axis for axis in back))
-    return grid.reshape(batch, plan.blocks, plan.bands, plan.band_tiles, plan.block_heads, plan.tiles.queries)
+    grid = grid.reshape(steps, *(split[axis] for axis in order)).transpose(0, *(1 + axis for axis in back))
+    return grid.reshape(steps, plan.blocks, plan.bands, plan.band_tiles, plan.block_heads, plan.tiles.queries)
 
 
-def _orders(plan: Plan) -> tuple[list[int], list[int], list[int]]:
-    """How rows by tile split into axes, the order of these in a map, and the extents of the padded map."""
+def _orders(plan: Plan) -> tuple[list[int], list[int], list[int], list[int]]:
+    """How rows by tile split into axes, the order of these in a map, and extents of the map: padded, and as they are.
+
+    An axis of blocks counts as three, since every block of it is padded: block, member, group of the dilation.
+    """
     axes = [layout.tiles for layout in plan.layouts]
     split = [plan.blocks, *(axis.bands for axis in axes)]
     for axis in axes:
-        split += [axis.axis.dilation // axis.residues, axis.along // axis.bands]
+        groups = axis.group_count // axis.residues
+        if axis.by_block:
+            outer = axis.group_count // axis.step if axis.step > 1 else groups
+        else:
+            outer = 1
+        split += [outer, groups // outer, axis.along // axis.bands]
     split += [plan.block_heads, axes[0].tile, axes[1].tile, axes[2].residues, axes[2].tile]
-    # Token = ((band, tile), member) of the group, then the group: its block, then its place in the block.
-    order = [1, 5, 11, 4, 2, 7, 12, 6, 3, 9, 14, 8, 13, 0, 10]
-    padded = [axis.axis.dilation * axis.along * axis.tile for axis in axes]
-    return split, order, padded
+    # Token = (block, (band, tile), member), then the group: its block in the order of tiles, then its place in that.
+    order = [4, 1, 6, 14, 5, 7, 2, 9, 15, 8, 10, 3, 12, 17, 11, 16, 0, 13]
+    padded = [axis.group_count * axis.along * axis.tile for axis in axes]
+    lengths = [axis.axis.length for axis in axes]
+    if (x := axes[2]).by_block:
+        padded[2:] = [x.group_count // x.step, x.along * x.tile, x.step]
+        lengths[2:] = [x.group_count // x.step, x.axis.window, x.step]
+        if x.step == 1:
+            order[10:16] = [10, 16, 3, 12, 17, 11]
+    return split, order, padded, lengths
 
 
 def _blocks(direction: str, q: Any, v: Any, bias: Any, extra_keys: Any, pattern: Pattern) -> Blocks:
@@ -154,9 +168,10 @@ def _blocks(direction: str, q: Any, v: Any, bias: Any, extra_keys: Any, pattern:
 
 
 def _packed(array: Any, plan: Plan, pattern: Pattern) -> Any:
-    """`[B, Z, Y, X, H * D]`, grouped heads repeated, the head dim padded."""
+    """`[B, Z, Y, X, H * D]`, grouped heads repeated, the head dim padded; examples before them if side by side."""
     lengths = (axis.length for axis in three_axes(pattern))
-    return _wide(array, plan).reshape(array.shape[0], *lengths, plan.heads * plan.head_dim)
+    packed = _wide(array, plan).reshape(array.shape[0], *lengths, plan.heads * plan.head_dim)
+    return packed if plan.examples == 1 else jnp.moveaxis(packed, 0, 3)
 
 
 def _packed_extra(plan: Plan, extra_keys: Any, extra_values: Any) -> Any:
@@ -178,6 +193,7 @@ def _wide(array: Any, plan: Plan) -> Any:
 
 
 def _unpacked(array: Any, shape: tuple[int, ...], width: int, plan: Plan) -> Any:
+    array = array if plan.examples == 1 else jnp.moveaxis(array, 3, 0)
     return array.reshape(*shape[:-2], plan.heads, plan.head_dim)[..., :width]
 
 
@@ -193,7 +209,7 @@ def _summed_heads(gradient: Any, like: Any) -> Any:
 def _summed_bands(plan: Plan, parts: Any) -> Any:
     """`[B, Z, Y, X, lanes]` from the overlapping blocks of the bands."""
     if plan.bands == 1:
-        return parts[:, 0]
+        return parts[:, 0] if plan.examples == 1 else parts
     number = next(i for i, layout in enumerate(plan.layouts) if layout.tiles.bands > 1)
     layout = plan.layouts[number]
     lengths = [one.tiles.axis.length for one in plan.layouts]

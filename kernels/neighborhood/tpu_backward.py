@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from kernels.neighborhood import tpu_bias
+from kernels.neighborhood.tiles import BLOCKED
+from kernels.neighborhood.tpu_bias import LOG2E
 from kernels.neighborhood.tpu_blocks import Blocks
 from kernels.neighborhood.tpu_forward import (
-    LOG2E,
     bias_rows,
     head_products,
     head_rows,
@@ -54,18 +56,21 @@ def backward(
 
     The sums over bands are left to the caller. Arguments as in `tpu_forward.forward`; lse and d_lse by tile.
     """
-    plan, batch = blocks.plan, q.shape[0]
-    operands = blocks.operands(q, k, v, extra, bias) | {"d_out": d_out, "lse": lse, "d_lse": d_lse}
+    plan, batch = blocks.plan, blocks.steps(q)
+    operands = blocks.operands(q, k, v, extra, bias) | {"d_out": d_out, "d_lse": d_lse}
+    operands["lse"] = None if plan.recomputes else lse
     whole = plan.bands == 1
     keys = tuple(layout.keys for layout in plan.layouts)
     partial = jax.ShapeDtypeStruct((batch, plan.bands, *keys, k.shape[-1]), k.dtype if whole else jnp.float32)
+    partial = partial if plan.examples == 1 else jax.ShapeDtypeStruct(k.shape, k.dtype)
     outputs = {"d_q": jax.ShapeDtypeStruct(q.shape, q.dtype), "d_k": partial, "d_v": partial}
     if extra is not None:
         rows = jax.ShapeDtypeStruct((batch, plan.bands, plan.extra_rows, k.shape[-1]), jnp.float32)
         outputs |= {"d_extra_keys": rows, "d_extra_values": rows}
+    scratch = {name: blocks.key_map() for name in ("k_map", "v_map", "d_k_map", "d_v_map")}
     if bias is not None:
         outputs["d_bias"] = jax.ShapeDtypeStruct((plan.bands, *bias.shape), jnp.float32)
-    scratch = {name: blocks.key_map() for name in ("k_map", "v_map", "d_k_map", "d_v_map")}
+        scratch |= tpu_bias.scratch(plan, backward=True)
     if not plan.is_direct:
         scratch |= {f"{name}_map": blocks.query_map() for name in ("q", "d_out", "d_q")}
     return blocks.call(
@@ -87,13 +92,19 @@ def _kernel(plan: Plan, scale: float, band: Any, refs: dict[str, Any]) -> None:
 
         @pl.when(pl.program_id(2) == 0)
         def _() -> None:
-            refs["d_bias"][...] = jnp.zeros_like(refs["d_bias"])
+            tpu_bias.spread(plan, refs)
+            refs["d_bias_map"][...] = jnp.zeros_like(refs["d_bias_map"])
 
     for_each_tile(plan, refs["starts"], band, functools.partial(_tile, plan, scale, refs))
     for name in ("k", "v"):
-        pack(plan, refs[f"d_{name}_map"], refs[f"d_{name}"].at[0])
+        pack(plan, refs[f"d_{name}_map"], refs[f"d_{name}"].at[0] if plan.examples == 1 else refs[f"d_{name}"])
     if not plan.is_direct:
         pack(plan, refs["d_q_map"], refs["d_q"])
+    if "d_bias" in refs:
+
+        @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+        def _() -> None:
+            tpu_bias.fold(plan, refs)
 
 
 def _tile(plan: Plan, scale: float, refs: dict[str, Any], place: Place) -> None:
@@ -103,11 +114,10 @@ def _tile(plan: Plan, scale: float, refs: dict[str, Any], place: Place) -> None:
     values = tile_keys(plan, refs, "v_map", "extra_values", place)
     queries = tile_queries(plan, refs, "q", place)
     d_out = tile_queries(plan, refs, "d_out", place)
-    lse = refs["lse"][0, 0, 0, place.index] * LOG2E
 
     logits = tile_logits(plan, scale, refs, place, keys, queries)
     d_probs = head_products(plan, values, d_out, narrow)
-    probs = [jnp.exp2(logits[head] - lse[head : head + 1]) for head in heads]
+    probs = _probabilities(refs, place, logits)
     products = [probs[head] * d_probs[head] for head in heads]
     delta = [jnp.sum(product, axis=0, keepdims=True) for product in products]
     if "d_lse" in refs:
@@ -139,7 +149,18 @@ def _tile(plan: Plan, scale: float, refs: dict[str, Any], place: Place) -> None:
             size = run // len(indices)
             for number, index in enumerate(indices):
                 rows = d_logits[head][number * size : (number + 1) * size]
-                refs["d_bias"][0, *index] = refs["d_bias"][0, *index] + rows
+                refs["d_bias_map"][index] = refs["d_bias_map"][index] + rows
+
+
+def _probabilities(refs: dict[str, Any], place: Place, logits: list[jax.Array]) -> list[jax.Array]:
+    if "lse" in refs:
+        lse = refs["lse"][0, 0, 0, place.index] * LOG2E
+        return [jnp.exp2(one - lse[head : head + 1]) for head, one in enumerate(logits)]
+    # A query that does not exist sees nothing: with this bound its weights are zero.
+    largest = [jnp.maximum(jnp.max(one, axis=0, keepdims=True), BLOCKED / 10) for one in logits]
+    weights = [jnp.exp2(one - bound) for one, bound in zip(logits, largest, strict=True)]
+    total = [jnp.sum(one, axis=0, keepdims=True) for one in weights]
+    return [one / jnp.maximum(all_, 0.5) for one, all_ in zip(weights, total, strict=True)]
 
 
 def _packed(plan: Plan, left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:

@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.neighborhood.tiles import BLOCKED
+from kernels.neighborhood.tpu_bias import along_x
 from kernels.neighborhood.tpu_plan import LANES, Plan
 
 QUERY_MAPS = ("q", "out", "d_out", "d_q")
@@ -36,10 +37,14 @@ class Blocks:
     plan: Plan
     vmem: int
 
-    def rows_shape(self, batch: int) -> jax.ShapeDtypeStruct:
-        """One float32 for each query and head, by tile: `[B, block, band, tile, head, query]`."""
+    def steps(self, q: Any) -> int:
+        """Steps of the grid that the examples of a packed array take."""
+        return q.shape[0] if self.plan.examples == 1 else q.shape[3] // self.plan.examples
+
+    def rows_shape(self, q: Any) -> jax.ShapeDtypeStruct:
+        """One float32 for each query and head, by tile: `[step, block, band, tile, head, query]`."""
         plan = self.plan
-        shape = (batch, plan.blocks, plan.bands, plan.band_tiles, plan.block_heads, plan.tiles.queries)
+        shape = (self.steps(q), plan.blocks, plan.bands, plan.band_tiles, plan.block_heads, plan.tiles.queries)
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def key_map(self) -> Any:
@@ -59,6 +64,9 @@ class Blocks:
         """The block of an operand or a result, by its name."""
         plan = self.plan
         layouts = plan.layouts
+        if plan.examples > 1 and name in QUERY_MAPS + KEY_MAPS + KEY_GRADIENTS:
+            shape = (*array.shape[:3], plan.examples, plan.lanes)
+            return pl.BlockSpec(shape, lambda block, band, b, *_: (0, 0, 0, b, block))
         if name in QUERY_MAPS:
             shape = (1, *(layout.queries for layout in layouts), plan.lanes)
             return pl.BlockSpec(shape, lambda block, band, b, *_: (b, *self._banded(band), block))
@@ -85,11 +93,9 @@ class Blocks:
         if name in ("d_extra_keys", "d_extra_values"):
             return pl.BlockSpec((1, 1, plan.extra_rows, plan.lanes), lambda block, band, b, *_: (b, band, 0, block))
         if name == "bias":
-            return pl.BlockSpec((plan.block_heads, *array.shape[1:]), lambda block, *_: (block, *(0,) * 5))
+            return pl.BlockSpec((1, *array.shape[1:]), lambda block, *_: (block, 0, 0, 0))
         if name == "d_bias":
-            return pl.BlockSpec(
-                (1, plan.block_heads, *array.shape[2:]), lambda block, band, *_: (band, block, *(0,) * 5)
-            )
+            return pl.BlockSpec((1, 1, *array.shape[2:]), lambda block, band, *_: (band, block, 0, 0, 0))
         return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
 
     def _banded(self, band: Any) -> tuple[Any, Any, Any]:
@@ -100,6 +106,8 @@ class Blocks:
         found = {"q": q, "k": k, "v": v, "bias": bias}
         # A mask of zeros (of an axis that the map does not have) would be one more operation to make it.
         found |= {f"masks_{axis}": mask for axis, mask in zip("zyx", self.plan.masks, strict=True) if mask.any()}
+        if bias is not None:
+            found["along_x"] = along_x(self.plan)
         if extra is not None:
             rows = np.arange(self.plan.extra_rows)[:, None]
             mask = np.where(rows < self.plan.extra, 0.0, BLOCKED).astype(np.float32)
@@ -120,7 +128,7 @@ class Blocks:
         given = {key: value for key, value in operands.items() if value is not None}
         banded = [layout for layout in plan.layouts if layout.tiles.bands > 1]
         first_keys = banded[0].first_key // banded[0].unit if banded else np.zeros(1, int)
-        batch = given["q"].shape[0]
+        batch = self.steps(given["q"])
 
         def body(*refs: Any) -> None:
             names = ["starts", "first_keys", *given, *outputs, *scratch]
@@ -138,8 +146,8 @@ class Blocks:
             ),
             compiler_params=pltpu.CompilerParams(
                 vmem_limit_bytes=self.vmem,
-                # The gradient of the bias is summed over examples in one block.
-                dimension_semantics=("parallel", "parallel", "arbitrary" if "d_bias" in outputs else "parallel"),
+                # The bias is spread for the first example, its gradient folded after the last.
+                dimension_semantics=("parallel", "parallel", "arbitrary" if "bias" in given else "parallel"),
             ),
             name=name,
         )(plan.starts, first_keys.astype(np.int32), *given.values())

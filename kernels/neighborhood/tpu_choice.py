@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -12,8 +13,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.neighborhood import tuning
 from kernels.neighborhood.pattern import Pattern
+from kernels.neighborhood.tiles import group_count, with_examples
+from kernels.neighborhood.tpu_bias import Spread
 from kernels.neighborhood.tpu_blocks import Blocks
-from kernels.neighborhood.tpu_plan import LANES, Plan, block_sizes, make_plan, offsets
+from kernels.neighborhood.tpu_plan import LANES, Plan, block_sizes, make_plan
 
 _NAMES = {"7": "tpu7x", "7x": "tpu7x"}
 _UNKNOWN_VMEM = 64 * 2**20
@@ -60,9 +63,28 @@ def choose(
       ValueError: nothing fits the memory of the chip.
     """
     vmem = chip_memory() if vmem is None else vmem
-    tuned = tuning.lookup(chip_name(), tuning.problem(pattern, head_dim, dtype, direction))
     itemsize = jnp.dtype(dtype).itemsize
-    return _choose(pattern, heads, head_dim, itemsize, direction, batch, bias, extra, tuned, vmem)
+
+    def chosen(examples: int) -> Blocks:
+        whole = pattern if examples == 1 else with_examples(pattern, examples)
+        tuned = tuning.lookup(chip_name(), tuning.problem(whole, head_dim, dtype, direction))
+        return _choose(whole, heads, head_dim, itemsize, direction, batch, bias, extra, examples, tuned, vmem)
+
+    together = side_by_side(pattern, batch, extra)
+    if together > 1:
+        with contextlib.suppress(ValueError):
+            return chosen(together)
+    return chosen(1)
+
+
+def side_by_side(pattern: Pattern, batch: int, extra: int) -> int:
+    """How many examples lie side by side along x.
+
+    XLA keeps arrays whose last axis of the map would need padding with the batch in its place, if that needs none.
+    Reading them so saves a copy, and tiles of small maps take groups of several examples.
+    """
+    rows = 8
+    return rows if batch % rows == 0 and pattern.axes[-1].length % rows and not extra and len(pattern.axes) > 1 else 1
 
 
 @functools.lru_cache(maxsize=256)
@@ -75,6 +97,7 @@ def _choose(
     batch: int,
     bias: bool,
     extra: int,
+    examples: int,
     tuned: tuple[tuple[int, ...], int] | None,
     vmem: int,
 ) -> Blocks:
@@ -85,6 +108,8 @@ def _choose(
     smallest = math.inf
     for members, residues in sorted(costs, key=lambda one: costs[one])[:12]:
         for bands, block in _splits(pattern, members, heads, head_dim):
+            if examples > 1 and bands > 1:
+                break
             plan = make_plan(
                 pattern,
                 heads,
@@ -94,15 +119,16 @@ def _choose(
                 bands=bands,
                 block_heads=block,
                 extra=extra,
+                examples=examples,
             )
             if not all(layout.can_band for layout in plan.layouts if layout.tiles.bands > 1):
                 continue
-            needed = memory(plan, itemsize, direction, batch, bias)
+            needed = memory(plan, itemsize, direction, batch // examples, bias)
             smallest = min(smallest, needed)
             if needed > vmem:
                 continue
             # A grid of more than one step is a pipeline, which takes two steps more to fill and drain.
-            steps = plan.blocks * plan.bands * batch
+            steps = plan.blocks * plan.bands * batch // examples
             total = costs[members, residues] * (1 if steps == 1 else (steps + 2) / steps)
             if best is None or total < best[0]:
                 best = total, plan
@@ -118,14 +144,15 @@ def _choose(
 def candidates(pattern: Pattern) -> list[tuple[tuple[int, ...], int]]:
     """Tiles to choose from, `(members along each axis, residues)`."""
     axes = pattern.axes
-    longest = [math.ceil(axis.length / axis.dilation) for axis in axes]
+    groups = [*(axis.dilation for axis in axes[:-1]), group_count(pattern)]
+    longest = [math.ceil(axis.length / count) for axis, count in zip(axes, groups, strict=True)]
     options = []
     for number, length in enumerate(longest):
         last = number == len(longest) - 1
         sizes = [8, 16, 32, 64, 128, 256, 512] if last else [1, 2, 3, 4, 5, 6, 7, 8, 14, 16, 32]
         limit = -(-length // 8) * 8 if last else length
         options.append([size for size in sizes if size <= limit] or [limit])
-    residues = [r for r in (1, 2, 4, 8) if axes[-1].dilation % r == 0]
+    residues = [r for r in (1, 2, 4, 8) if groups[-1] % r == 0]
     found = [
         (members, r)
         for members in itertools.product(*options)
@@ -159,6 +186,9 @@ def memory(plan: Plan, itemsize: int, direction: str, batch: int, bias: bool) ->
         key *= _rounded(layout.keys, 16 if last else 1)
         query_map *= _rounded(layout.padded_queries, 8 if last else 1)
         key_map *= _rounded(layout.padded_keys, 8 if last else 1)
+    if plan.examples > 1:
+        # Every token is a row of so many examples, padded to 16 of a narrow type.
+        query, key = (count * _rounded(plan.examples, 32 // itemsize) // plan.examples for count in (query, key))
     lanes = _rounded(plan.lanes, LANES)
     rows = plan.band_tiles * _rounded(plan.block_heads, 8) * _rounded(plan.tiles.queries, LANES) * 4
     is_backward = direction == "backward"
@@ -171,7 +201,11 @@ def memory(plan: Plan, itemsize: int, direction: str, batch: int, bias: bool) ->
         scratch += (3 if is_backward else 2) * query_map * lanes * 4
     tables = sum(mask.nbytes for mask in plan.masks)
     if bias:
-        tables += (2 if is_backward else 1) * bias_bytes(plan)
+        scratch += (2 if is_backward else 1) * bias_bytes(plan)
+        sizes = Spread(plan)
+        scratch += 4 * sizes.all_rows * (2 * sizes.columns + LANES)
+        tables += 4 * _rounded(sizes.entries[2], 8) * sizes.columns
+        tables += 8 * math.prod(sizes.entries[:2]) * _rounded(sizes.heads, 8) * LANES
     work = 4 * plan.block_heads * plan.tiles.keys * _rounded(plan.tiles.queries, LANES) * 2
     buffers = 1 if plan.blocks * plan.bands * batch == 1 else 2
     return buffers * (blocks + tables) + scratch + work
@@ -179,9 +213,8 @@ def memory(plan: Plan, itemsize: int, direction: str, batch: int, bias: bool) ->
 
 def bias_bytes(plan: Plan) -> int:
     """Bytes of the spread bias of a block."""
-    z, y, x = (layout.tiles for layout in plan.layouts)
-    boxes = (z.span + len(offsets(z)) - 1) * (y.span + len(offsets(y)) - 1) * len(offsets(x))
-    return 4 * plan.block_heads * boxes * x.span * x.residues * _rounded(plan.tiles.queries, LANES)
+    *others, queries = Spread(plan).shape
+    return 4 * math.prod(others) * _rounded(queries, LANES)
 
 
 def _splits(pattern: Pattern, tile: tuple[int, ...], heads: int, head_dim: int) -> list[tuple[int, int]]:

@@ -8,13 +8,14 @@ block, reductions over keys run down the sublanes, and the logsumexp comes out a
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from kernels.neighborhood import tpu_bias
+from kernels.neighborhood.tpu_bias import LOG2E
 from kernels.neighborhood.tpu_blocks import Blocks
 from kernels.neighborhood.tpu_plan import Plan
 from kernels.neighborhood.tpu_tile import (
@@ -28,22 +29,23 @@ from kernels.neighborhood.tpu_tile import (
     unpack,
 )
 
-LOG2E = 1 / math.log(2)
-
 
 def forward(blocks: Blocks, q: Any, k: Any, v: Any, *, extra: Any, bias: Any, scale: float) -> tuple[Any, Any]:
-    """Output `[B, Z, Y, X, H * D]` and logsumexp by tile `[B, block, band, tile, head, query]`.
+    """Output like q and logsumexp by tile, `Blocks.rows_shape`.
 
     Args:
+      q, k, v: `[B, Z, Y, X, H * D]`; `[Z, Y, X, B, H * D]` for a plan with examples side by side.
       extra: padded extra keys and values `[B, rows, H * D]`; or None.
-      bias: `[H, ...]` by offset of the tile (`tpu_bias`), times log2(e); or None.
+      bias: `tpu_bias.packed_table`; or None.
     """
     plan = blocks.plan
     operands = blocks.operands(q, k, v, extra, bias)
-    outputs = {"out": jax.ShapeDtypeStruct(q.shape, v.dtype), "lse": blocks.rows_shape(q.shape[0])}
+    outputs = {"out": jax.ShapeDtypeStruct(q.shape, v.dtype), "lse": blocks.rows_shape(q)}
     scratch = {"k_map": blocks.key_map(), "v_map": blocks.key_map()}
     if not plan.is_direct:
         scratch |= {"q_map": blocks.query_map(), "out_map": blocks.query_map()}
+    if bias is not None:
+        scratch |= tpu_bias.scratch(plan, backward=False)
     results = blocks.call(
         functools.partial(_kernel, plan, scale), operands, outputs, scratch, name="neighborhood_attention_forward"
     )
@@ -51,6 +53,12 @@ def forward(blocks: Blocks, q: Any, k: Any, v: Any, *, extra: Any, bias: Any, sc
 
 
 def _kernel(plan: Plan, scale: float, band: Any, refs: dict[str, Any]) -> None:
+    if "bias" in refs:
+
+        @pl.when(pl.program_id(2) == 0)
+        def _() -> None:
+            tpu_bias.spread(plan, refs)
+
     unpack(plan, refs["k"], refs["k_map"])
     unpack(plan, refs["v"], refs["v_map"])
     if not plan.is_direct:
@@ -96,12 +104,13 @@ def tile_logits(
 ) -> list[jax.Array]:
     """For each head of the block `[keys, queries]`, in units of log(2), masks and bias included."""
     raw = head_products(plan, keys, queries, refs["k"].dtype)
-    masks = tile_mask(plan, refs, place)
+    with_masks = "bias" in refs and plan.is_uniform
+    masks = [] if with_masks else tile_mask(plan, refs, place)
     logits = []
     for head in range(plan.block_heads):
-        added = masks
-        if "bias" in refs:
-            added = [mask + bias for mask, bias in zip(masks, tile_bias(plan, refs, head, place), strict=True)]
+        added = tile_bias(plan, refs, head, place) if "bias" in refs else masks
+        if "bias" in refs and not with_masks:
+            added = [mask + bias for mask, bias in zip(masks, added, strict=True)]
         if plan.extra:
             queries_here = plan.tiles.queries
             added = [*added, jnp.broadcast_to(refs["extra_mask"][...], (plan.extra_rows, queries_here))]
@@ -129,7 +138,7 @@ def _sum(first: jax.Array, *others: jax.Array | None) -> jax.Array:
 
 
 def bias_rows(plan: Plan, head: int, place: Place) -> list[tuple[Any, ...]]:
-    """Indices into the bias of a block for each (z, y) of a box: `[head, x class, z, y]`."""
+    """Indices into the spread bias of a block for each (z, y) of a box: `[head, x class, z, y]`."""
     depth, height, _ = (axis.span for axis in plan.tiles.axes)
     first_z, first_y, along_x = place.offset
     return [(head, along_x, first_z + z, first_y + y) for z in range(depth) for y in range(height)]
@@ -137,7 +146,7 @@ def bias_rows(plan: Plan, head: int, place: Place) -> list[tuple[Any, ...]]:
 
 def tile_bias(plan: Plan, refs: dict[str, Any], head: int, place: Place) -> list[jax.Array]:
     """The bias of a head by runs of keys, like `tile_mask`."""
-    return [refs["bias"][index] for index in bias_rows(plan, head, place)]
+    return [refs["bias_map"][index] for index in bias_rows(plan, head, place)]
 
 
 def tile_keys(plan: Plan, refs: dict[str, Any], name: str, extra: str, place: Place) -> list[jax.Array]:

@@ -82,10 +82,11 @@ class AxisLayout:
     @functools.cached_property
     def starts(self) -> np.ndarray:
         """`[band, tile, 4]`: first query and first key within the blocks, mask class, offset (see `offsets`)."""
-        tiles, step = self.tiles, self.tiles.axis.dilation
+        tiles, step = self.tiles, self.tiles.step
         band = np.arange(tiles.bands)[:, None]
-        query = self._by_band(tiles.first_group + step * tiles.query_start) - band * self.queries
-        key = self._by_band(tiles.first_group + step * tiles.key_start) - self.first_key[:, None]
+        group = tiles.group_start(tiles.first_group)
+        query = self._by_band(group + step * tiles.query_start) - band * self.queries
+        key = self._by_band(group + step * tiles.key_start) - self.first_key[:, None]
         offset = np.searchsorted(offsets(tiles), tiles.offset)
         return np.stack([query, key, self._by_band(tiles.mask_class), self._by_band(offset)], axis=-1)
 
@@ -100,8 +101,8 @@ class AxisLayout:
         return max(self.keys, self._end(1, self.tiles.span))
 
     def _end(self, column: int, members: int) -> int:
-        last = int(self.starts[..., column].max()) + self.tiles.residues - 1
-        return last + self.tiles.axis.dilation * (members - 1) + 1
+        last = int(self.starts[..., column].max()) + self.tiles.apart * (self.tiles.residues - 1)
+        return last + self.tiles.step * (members - 1) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Plan:
       head_dim: lanes of a head, a multiple of 8.
       block_heads: heads in a block of lanes.
       extra: extra keys; the kernels see them padded to a multiple of 8, behind the keys of the box.
+      examples: how many lie side by side along x (`with_examples`).
     """
 
     tiles: Tiles
@@ -121,6 +123,7 @@ class Plan:
     head_dim: int
     block_heads: int
     extra: int = 0
+    examples: int = 1
 
     @functools.cached_property
     def layouts(self) -> tuple[AxisLayout, AxisLayout, AxisLayout]:
@@ -195,13 +198,27 @@ class Plan:
             for layout in self.layouts
         )
 
+    @functools.cached_property
+    def is_uniform(self) -> bool:
+        """Whether all tiles have the same masks and the same distances to their boxes."""
+        return all(len(masks) == 1 for masks in self.masks) and all(len(offsets(axis)) == 1 for axis in self.tiles.axes)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the backward kernel computes the logsumexp again.
+
+        Where tiles have queries that do not exist, XLA has to clear theirs, which takes longer for small tiles.
+        """
+        exact = all(axis.axis.length == axis.group_count * axis.along * axis.tile for axis in self.tiles.axes)
+        return self.is_uniform and not exact and not self.extra
+
     @property
     def is_direct(self) -> bool:
         """Whether tiles of queries lie whole and aligned in the map, so that they need no unpacked copy."""
         whole = all(layout.padded_queries == layout.queries for layout in self.layouts)
         x = self.tiles.axes[2]
         fits = all(axis.axis.length == axis.axis.dilation * axis.tile * axis.along for axis in self.tiles.axes)
-        return whole and fits and x.axis.dilation == 1 and x.tile % ALIGNMENT == 0
+        return whole and fits and x.group_count == 1 and x.tile % ALIGNMENT == 0
 
 
 def make_plan(
@@ -214,10 +231,11 @@ def make_plan(
     bands: int = 1,
     block_heads: int | None = None,
     extra: int = 0,
+    examples: int = 1,
 ) -> Plan:
     """The plan with these tiles, see `make_tiles`. `block_heads`: one of `block_sizes`, all heads unless given."""
     tiles = make_tiles(pattern, tile, residues=residues, bands=bands)
-    return Plan(tiles, heads, head_dim, heads if block_heads is None else block_heads, extra)
+    return Plan(tiles, heads, head_dim, heads if block_heads is None else block_heads, extra, examples)
 
 
 def block_sizes(heads: int, head_dim: int) -> list[int]:

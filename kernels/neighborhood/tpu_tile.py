@@ -71,9 +71,9 @@ def key_rows(plan: Plan, place: Place) -> list[tuple[Any, Any, Any]]:
 
 
 def _rows(axes: Any, start: Sequence[Any], members: Sequence[int]) -> list[tuple[Any, Any, Any]]:
-    (step_z, step_y, step_x), residues = [axis.axis.dilation for axis in axes], axes[2].residues
+    (step_z, step_y, step_x), residues, apart = [axis.step for axis in axes], axes[2].residues, axes[2].apart
     return [
-        (start[0] + step_z * z, start[1] + step_y * y, pl.ds(start[2] + residue, members[2], stride=step_x))
+        (start[0] + step_z * z, start[1] + step_y * y, pl.ds(start[2] + apart * residue, members[2], stride=step_x))
         for z in range(members[0])
         for y in range(members[1])
         for residue in range(residues)
@@ -97,13 +97,13 @@ def unpack(plan: Plan, source: Any, target: Any, existing: tuple[Any, Any, Any] 
     So do the tokens of a block that hangs over the end of the array: memory that nobody wrote may hold NaN. `existing`
     is the number of tokens along z, y, x that exist, None for all.
     """
-    _, depth, height, width, _ = source.shape
     _, full_depth, full_height, full_width, _ = target.shape
+    depth, height, width = _extent(plan, source)
 
     def copy(z: Any, y: Any) -> None:
-        for first, count in _chunks(width):
+        for first, count in _chunks(plan, width):
             for part, (lo, hi) in enumerate(plan.parts):
-                rows = source[0, z, y, pl.ds(first, count), pl.ds(lo, hi - lo)].astype(jnp.float32)
+                rows = source[_rows_of(plan, z, y, first, count, lo, hi)].astype(jnp.float32)
                 x = first + jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
                 for index, end in zip((z, y, x), existing, strict=True):
                     rows = rows if end is None else jnp.where(index < end, rows, 0.0)
@@ -125,21 +125,35 @@ def clear(target: Any) -> None:
 
 def _clear_row(target: Any, z: Any, y: Any) -> None:
     parts, _, _, width, lanes = target.shape
-    for first, count in _chunks(width):
+    for first, count in _chunks(None, width):
         target[:, z, y, pl.ds(first, count)] = jnp.zeros((parts, count, lanes), target.dtype)
 
 
 def pack(plan: Plan, source: Any, target: Any) -> None:
     """Copies an unpacked map to a block; the reverse of `unpack`."""
-    _, depth, height, width, _ = target.shape
+    depth, height, width = _extent(plan, target)
 
     def copy(z: Any, y: Any) -> None:
-        for first, count in _chunks(width):
+        for first, count in _chunks(plan, width):
             for part, (lo, hi) in enumerate(plan.parts):
                 rows = source[part, z, y, pl.ds(first, count), pl.ds(0, hi - lo)]
-                target[0, z, y, pl.ds(first, count), pl.ds(lo, hi - lo)] = rows.astype(target.dtype)
+                target[_rows_of(plan, z, y, first, count, lo, hi)] = rows.astype(target.dtype)
 
     _for_rows(0, depth, 0, height, copy)
+
+
+def _extent(plan: Plan, block: Any) -> tuple[int, int, int]:
+    """Tokens along z, y, x of a block: `[1, Z, Y, X, lanes]`, or with examples side by side `[Z, Y, X, B, lanes]`."""
+    if plan.examples == 1:
+        return block.shape[1:4]
+    return *block.shape[:2], block.shape[2] * block.shape[3]
+
+
+def _rows_of(plan: Plan, z: Any, y: Any, first: int, count: int, lo: int, hi: int) -> tuple[Any, ...]:
+    """Index of a run of tokens in a block."""
+    if plan.examples == 1:
+        return 0, z, y, pl.ds(first, count), pl.ds(lo, hi - lo)
+    return z, y, first // plan.examples, slice(None), pl.ds(lo, hi - lo)
 
 
 def _for_rows(z0: int, z1: int, y0: int, y1: int, body: Callable[[Any, Any], None]) -> None:
@@ -153,6 +167,7 @@ def _for_rows(z0: int, z1: int, y0: int, y1: int, body: Callable[[Any, Any], Non
     jax.lax.fori_loop(0, (z1 - z0) * (y1 - y0), step, 0)
 
 
-def _chunks(width: int) -> list[tuple[int, int]]:
+def _chunks(plan: Plan | None, width: int) -> list[tuple[int, int]]:
     """Runs that a row is copied in. Written out: only the rows of one-dimensional maps are long."""
-    return [(first, min(CHUNK, width - first)) for first in range(0, width, CHUNK)]
+    most = CHUNK if plan is None or plan.examples == 1 else plan.examples
+    return [(first, min(most, width - first)) for first in range(0, width, most)]

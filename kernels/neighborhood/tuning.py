@@ -18,7 +18,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.neighborhood.pattern import Pattern
+from kernels.neighborhood.pattern import Pattern, make_pattern
+from kernels.neighborhood.tiles import group_count
 
 FOLDER = Path(__file__).resolve().parent / "tuning"
 FARTHEST = 1.0
@@ -60,7 +61,10 @@ class Problem:
         """Whether such tiles cut the problem, and into little that does not exist."""
         groups = [-(-length // dilation) for length, dilation in zip(self.shape, self.dilation, strict=True)]
         padded = [-(-length // extent) * extent for length, extent in zip(groups, tile, strict=True)]
-        return math.prod(padded) <= MOST_PADDING * math.prod(groups) and self.dilation[-1] % residues == 0
+        pattern = make_pattern(
+            self.shape, self.window, stride=self.stride, dilation=self.dilation, is_causal=self.is_causal
+        )
+        return math.prod(padded) <= MOST_PADDING * math.prod(groups) and group_count(pattern) % residues == 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""Logits by relative position that depend on the query, one table for rows and one for columns; attention with them.
+
+Such embeddings are those of Attention Augmented Convolutional Networks (arXiv:1904.09925), BoTNet
+(arXiv:2101.11605) and HaloNet (arXiv:2103.12731). All heads share a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from attn.dense import Hook, dense_attention
+
+
+def relative_logits(
+    q: Float[Array, "B I J H D"],
+    height_rel: Float[Array, "R D"],
+    width_rel: Float[Array, "S D"],
+    shape: Sequence[int],
+) -> Float[Array, "B H N M"]:
+    """`q[i, j] . (height_rel[u - i + U - 1] + width_rel[v - j + V - 1])` for keys (u, v) of a map of `shape` (U, V).
+
+    Queries and keys are in row-major order, both counted from the first row and column of their own map.
+
+    Raises:
+      ValueError: tables of other than `2 U - 1` and `2 V - 1` rows; more queries than keys along an axis.
+    """
+    if (height_rel.shape[0], width_rel.shape[0]) != tuple(2 * n - 1 for n in shape):
+        raise ValueError(
+            f"relative logits: keys on a map of {tuple(shape)} need tables of {2 * shape[0] - 1} and "
+            f"{2 * shape[1] - 1} rows, not {height_rel.shape[0]} and {width_rel.shape[0]}"
+        )
+    if q.shape[1] > shape[0] or q.shape[2] > shape[1]:
+        raise ValueError(f"relative logits: a map of queries {q.shape[1:3]} is larger than that of keys {tuple(shape)}")
+    # Rows of the tables are picked, not logits: a table is small, and only pairs that exist are multiplied.
+    rows, columns = (
+        jnp.take(table.astype(q.dtype), np.arange(keys) - np.arange(queries)[:, None] + keys - 1, axis=0)
+        for table, queries, keys in zip((height_rel, width_rel), q.shape[1:3], shape, strict=True)
+    )
+    down = jnp.einsum("bijhd,iud->bhiju", q, rows, preferred_element_type=jnp.float32)
+    right = jnp.einsum("bijhd,jvd->bhijv", q, columns, preferred_element_type=jnp.float32)
+    logits = down[..., :, None] + right[..., None, :]
+    return logits.reshape(*logits.shape[:2], q.shape[1] * q.shape[2], shape[0] * shape[1])
+
+
+def bottleneck_attention(
+    q: Float[Array, "B Y X H D"],
+    k: Float[Array, "B Y X H D"],
+    v: Float[Array, "B Y X H E"],
+    *,
+    height_rel: Float[Array, "R D"],
+    width_rel: Float[Array, "S D"],
+    scale: float | None = None,
+    scale_positions: bool = False,
+    dropout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    hook: Hook | None = None,
+    layer: Any = None,
+) -> Float[Array, "B Y X H E"]:
+    """Softmax attention between all places of a map, with relative logits (BoTNet, arXiv:2101.11605).
+
+    Args:
+      height_rel, width_rel: `2 Y - 1` and `2 X - 1` rows, by displacement key - query from the most negative one on.
+      scale: of the products `q k^T`; `D ** -0.5` unless given.
+      scale_positions: relative logits are scaled too.
+      dropout, key, hook, layer: as in `dense_attention`; the hook sees places as tokens.
+
+    Raises:
+      ValueError: tables for another map.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    bias = relative_logits(q, height_rel, width_rel, q.shape[1:3])
+    tokens = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (q, k, v))
+    out = dense_attention(
+        *tokens,
+        bias=bias * scale if scale_positions else bias,
+        scale=scale,
+        dropout=dropout,
+        key=key,
+        hook=hook,
+        layer=layer,
+    )
+    return out.reshape(*q.shape[:3], *out.shape[2:])
