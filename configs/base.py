@@ -137,6 +137,11 @@ FIELDS: dict[str, Any] = {
         ),
         "distill_weight": Field(0.5, "Share of the distillation loss.", low=0, high=1),
         "distill_temperature": Field(1.0, "Temperature of soft distillation.", low=1e-6),
+        "token_labels": Field(
+            0.0,
+            "Weight of the loss of every token's own logits beside that of the image (docs/tasks.md); 0 is off.",
+            low=0,
+        ),
         "nonfinite": Field(
             "stop",
             "A step whose loss or gradient is not finite stops the run, or is left out and counted.",

@@ -117,7 +117,8 @@ def _cross_check(config: Config) -> Config:
             f"config.optim.accumulate={values['optim.accumulate']}: must divide "
             f"data.batch_size={values['data.batch_size']}"
         )
-    if (values["train.distill"] == "none") != (values["train.teacher"] == ""):
+    # With token labels a teacher labels tokens, and is not distilled besides (`tasks/classification.py`).
+    if not values["train.token_labels"] and (values["train.distill"] == "none") != (values["train.teacher"] == ""):
         raise ValueError(
             "config.train.distill and config.train.teacher go together: set both, or neither ('none' and '')"
         )

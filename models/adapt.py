@@ -10,7 +10,7 @@ import numpy as np
 from attn import resample_positions
 from attn.relative import resample_relative_bias
 
-CLASSIFIERS = ("head", "head_dist")
+CLASSIFIERS = ("head", "head_dist", "aux_head")
 TOKENS = ("cls_token", "dist_token", "reg_token")
 """Prefix tokens, in their order before the patches."""
 
@@ -113,12 +113,31 @@ def adapt_positions(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping
     return adapted, notes
 
 
+def adapt_position_maps(
+    model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]
+) -> tuple[Flat, list[str]]:
+    """Learned positions that are a map `[1, Y, X, C]`, as VOLO's, are resampled to the model's: they say their sides.
+    """
+    name = "pos_embed"
+    if name not in loaded or name not in fresh or loaded[name].ndim != 4 or len(fresh[name].shape) != 4:
+        return dict(loaded), []
+    table, shape = loaded[name], tuple(fresh[name].shape)
+    if table.shape == shape or table.shape[-1] != shape[-1]:
+        return dict(loaded), []
+    method = model.position_resample
+    rows = resample_positions(table.reshape(1, -1, shape[-1]), table.shape[1:3], shape[1:3], method=method)
+    before, now = (" x ".join(map(str, sides)) for sides in (table.shape[1:3], shape[1:3]))
+    note = f"positions resampled from {before} to {now} ({method})"
+    return dict(loaded) | {name: np.asarray(rows).reshape(shape)}, [note]
+
+
 def adapt_relative_biases(
     model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]
 ) -> tuple[Flat, list[str]]:
     """Tables of bias by relative position for another window or grid are resampled, as for DiNAT-Large with a window of
-    11 (arXiv:2209.15001).
+    11 (arXiv:2209.15001); a model whose official code does so otherwise says it (`bias_resample`).
     """
+    method = getattr(model, "bias_resample", "cubic")
     adapted, changes = dict(loaded), dict[tuple[tuple[int, ...], tuple[int, ...]], None]()
     for name, table in loaded.items():
         own = fresh.get(name)
@@ -126,15 +145,17 @@ def adapt_relative_biases(
             continue
         if table.ndim != 3 or table.shape[0] != own.shape[0] or not all(side % 2 for side in table.shape[1:]):
             continue  # of another model: the shapes are reported
-        adapted[name] = np.asarray(resample_relative_bias(table, own.shape[1:]))
+        adapted[name] = np.asarray(resample_relative_bias(table, own.shape[1:], method=method))
         changes[table.shape[1:], tuple(own.shape[1:])] = None
     sides = (tuple(" x ".join(map(str, shape)) for shape in change) for change in changes)
-    return adapted, [f"relative position biases resampled from {before} to {now} (bicubic)" for before, now in sides]
+    name = "bicubic" if method == "cubic" else method
+    return adapted, [f"relative position biases resampled from {before} to {now} ({name})" for before, now in sides]
 
 
 STEPS: tuple[Callable[..., tuple[Flat, list[str]]], ...] = (
     adapt_classifiers,
     adapt_positions,
+    adapt_position_maps,
     adapt_relative_biases,
 )
 """Each `(model, loaded, fresh) -> (adapted, notes)`, and raises ValueError where it should adapt and cannot."""

@@ -6,6 +6,7 @@ A module is made as `make_attention(name, width, heads, ...)` and called as
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,10 +17,16 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from attn import Grid, Hook, dense_attention
 from attn.relative import relative_position_bias, resample_relative_bias
 from models import partition
+from models.biformer_attention import ConvolutionMixer, LocalDenseAttention
+from models.bilevel_routing import BiLevelRoutingAttention
+from models.davit_attention import ChannelAttention
+from models.halonet_attention import BottleneckAttention, HaloAttention
 from models.init import scheme
 from models.layers import DType, LayerNorm, Linear, RMSNorm, project_qkv, relative_bias_table
 from models.names import keyword_options, unknown_name
 from models.neighborhood import NeighborhoodAttention
+from models.outlook import OutlookAttention
+from models.window import WindowAttention
 
 
 class DenseAttention(nnx.Module):
@@ -209,6 +216,16 @@ ATTENTION: dict[str, Callable[..., nnx.Module]] = {
     "identity": IdentityAttention,
     "differential": DifferentialAttention,
     "neighborhood": NeighborhoodAttention,
+    "bilevel_routing": BiLevelRoutingAttention,
+    "local_dense": LocalDenseAttention,
+    "convolution": ConvolutionMixer,
+    "outlook": OutlookAttention,
+    "window": WindowAttention,
+    "shifted_window": partial(WindowAttention, shift="half"),
+    "grid": partial(WindowAttention, grid=True),
+    "channel": ChannelAttention,
+    "halo": HaloAttention,
+    "bottleneck": BottleneckAttention,
 }
 """Name -> module. A mechanism is added here and is then a value of the config key `model.attention`."""
 

@@ -35,7 +35,12 @@ class BatchNorm(nnx.Module):
             mean = wide.mean(axes)
             variance = jnp.square(wide - mean).mean(axes)
             self._move(mean, variance, x.size // x.shape[-1])
-        y = (wide - mean) * (jax.lax.rsqrt(variance + self.eps) * self.scale[...]) + self.bias[...]
+        factor = jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+        if train:
+            y = (wide - mean) * factor + self.bias[...]
+        else:
+            # One product and one sum, as in PyTorch: its rounding decides alike which units of a ReLU behind are off.
+            y = wide * factor + (self.bias[...] - mean * factor)
         return y.astype(self.dtype or x.dtype)
 
     def _move(self, mean: Float[Array, " C"], variance: Float[Array, " C"], count: int) -> None:

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models import partition
+from models.depthwise import LARGEST, depthwise, same_pads
 from models.init import Initializer
 from models.layers import DType
 
@@ -52,12 +53,18 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "B Y X I"]) -> Float[Array, "B V U O"]:
         """In `dtype`, or that of x."""
         dtype = self.dtype or x.dtype
-        y = jax.lax.conv_general_dilated(
-            x.astype(dtype),
-            partition.gathered(self.kernel, dtype),
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        x, kernel = x.astype(dtype), partition.gathered(self.kernel, dtype)
+        size, channels = kernel.shape[0], x.shape[-1]
+        if self.groups == channels == kernel.shape[-1] and 1 < size <= LARGEST:
+            same = same_pads(x.shape[1:3], size, self.stride)
+            y = depthwise(x, kernel, self.stride, same if self.padding == "SAME" else self.padding)
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                self.padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+            )
         return partition.over_batch(y if self.bias is None else y + self.bias[...].astype(dtype))

@@ -7,13 +7,13 @@ called with `train`, which batch statistics depend on.
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from models.convolution import Conv
 from models.init import scheme
 from models.layers import DType, LayerNorm, Linear, PatchEmbed
+from models.padding import to_multiple
 
 
 class ConvStem(nnx.Module):
@@ -37,14 +37,23 @@ class PatchStem(nnx.Module):
     """Patches of 4 x 4 pixels, each mapped to `width` channels, then a norm (Swin, arXiv:2103.14030)."""
 
     def __init__(
-        self, channels: int, width: int, *, norm: bool, norm_eps: float, init: str, dtype: DType, rngs: nnx.Rngs
+        self,
+        channels: int,
+        width: int,
+        *,
+        norm: bool,
+        norm_eps: float,
+        patch: tuple[int, int] = (4, 4),
+        init: str,
+        dtype: DType,
+        rngs: nnx.Rngs,
     ):
-        self.proj = PatchEmbed((4, 4), channels, width, kernel_init=scheme(init).patch, dtype=dtype, rngs=rngs)
+        self.proj = PatchEmbed(patch, channels, width, kernel_init=scheme(init).patch, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if norm else None
 
     def __call__(self, images: Float[Array, "B Y X I"], *, train: bool = False) -> Float[Array, "B V U C"]:
-        """Sides become `ceil(n / 4)`: zeros fill the last patches."""
-        images = _divisible(images, self.proj.patch)
+        """Sides become `ceil(n / 4)` (of another patch accordingly): zeros fill the last patches."""
+        images = to_multiple(images, self.proj.patch)
         x = self.proj(images)
         x = x.reshape(x.shape[0], *self.proj.grid_shape(*images.shape[1:3]), -1)
         return x if self.norm is None else self.norm(x)
@@ -85,16 +94,10 @@ class PatchMerging(nnx.Module):
 
     def __call__(self, x: Float[Array, "B Y X C"], *, train: bool = False) -> Float[Array, "B V U O"]:
         """Sides become `ceil(n / 2)`: zeros fill the last neighbours."""
-        x = _divisible(x, (2, 2))
+        x = to_multiple(x, (2, 2))
         batch, rows, columns, width = x.shape
         x = x.reshape(batch, rows // 2, 2, columns // 2, 2, width).transpose(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(x.reshape(batch, rows // 2, columns // 2, 4 * width)))
-
-
-def _divisible(x: Float[Array, "B Y X C"], sides: tuple[int, int]) -> Float[Array, "B V U C"]:
-    """Zeros on the right and at the bottom, up to a multiple of `sides`."""
-    rest = [-size % side for size, side in zip(x.shape[1:3], sides, strict=True)]
-    return jnp.pad(x, [(0, 0), (0, rest[0]), (0, rest[1]), (0, 0)]) if any(rest) else x
 
 
 STEMS: dict[str, Callable[..., nnx.Module]] = {"convolutions": ConvStem, "patches": PatchStem}

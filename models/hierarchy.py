@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from attn import Grid, Hook
 from models.layers import DType, dropout, fold_key
-from models.stack import MakeBlock, Stack, recording
+from models.stack import MakeBlock, Stack, run_alone
 
 
 class Stage(nnx.Module):
@@ -25,10 +25,17 @@ class Stage(nnx.Module):
       blocks: the stage's stack, or None if `first` is its only layer.
       first: for stages whose first block itself changes sides and channels (MaxViT, ResNets): that block, a layer like
         those of the stack, called as `first(map, *, drop_path, hook, layer, train, key)`.
+      remat: of `first`; the stack has its own.
     """
 
-    def __init__(self, downsample: nnx.Module | None, blocks: Stack | None, first: nnx.Module | None = None):
-        self.downsample, self.blocks, self.first = downsample, blocks, first
+    def __init__(
+        self,
+        downsample: nnx.Module | None,
+        blocks: Stack | None,
+        first: nnx.Module | None = None,
+        remat: str = "none",
+    ):
+        self.downsample, self.blocks, self.first, self.remat = downsample, blocks, first, remat
 
     @property
     def depth(self) -> int:
@@ -75,6 +82,7 @@ class Hierarchy(nnx.Module):
     norm: nnx.Module
     head: nnx.Module | None
     dropout: float
+    head_dropout: float = 0.0
     drop_path: float
     dtype: DType
 
@@ -125,11 +133,13 @@ class Hierarchy(nnx.Module):
                 tokens = _tokens(x)
             if stage.first is not None:
                 with jax.named_scope(f"{name}.first"):
-                    records: dict[str, Array] = {}
-                    x = stage.first(
+                    x, records = run_alone(
+                        stage.first,
                         x,
+                        remat=stage.remat,
+                        hook=hook,
+                        sites=sites if layer in chosen else (),
                         drop_path=0.0 if rates is None else rates[layer],
-                        hook=recording(hook, sites, records) if sites and layer in chosen else hook,
                         layer=layer,
                         train=train,
                         # A stack folds the numbers of its layers into the same key.
@@ -177,7 +187,8 @@ class Hierarchy(nnx.Module):
             outputs["tokens"], outputs["pooled"] = self.pool(x, train=train)
         if self.head is not None:
             with jax.named_scope("head"):
-                outputs["logits"] = self.head(outputs["pooled"]).astype(jnp.float32)
+                pooled = dropout(outputs["pooled"], self.head_dropout, train=train, key=fold_key(key, 0))
+                outputs["logits"] = self.head(pooled).astype(jnp.float32)
         return outputs
 
     def pool(

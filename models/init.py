@@ -71,8 +71,20 @@ SCHEMES: dict[str, InitScheme] = {
         pre_logits=initializers.lecun_normal(),
         head=initializers.zeros,
     ),
+    "normal": InitScheme(
+        linear=_NORMAL_002,
+        qkv=_NORMAL_002,
+        mlp_bias=initializers.zeros,
+        patch=_NORMAL_002,
+        position=_NORMAL_002,
+        token=_NORMAL_002,
+        latent=_NORMAL_002,
+        pre_logits=_NORMAL_002,
+        head=_NORMAL_002,
+    ),
 }
-"""`"timm"`: weight_init='' of timm's VisionTransformer. `"big_vision"`: models/vit.py of big_vision."""
+"""`"timm"`: weight_init='' of timm's VisionTransformer. `"big_vision"`: models/vit.py of big_vision. `"normal"`: a
+deviation 0.02 for all kernels, convolutions among them, as in google-research/maxvit."""
 
 
 def scheme(name: str) -> InitScheme:

@@ -1,6 +1,7 @@
 """One wording for names and options that nothing is known by."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 
@@ -16,6 +17,8 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
 
 def keyword_options(build: Callable) -> list[str]:
     """Keyword-only arguments of a function or class, `rngs` left out: what a user may say to it."""
+    while isinstance(build, functools.partial):
+        build = build.func
     # The signature of an NNX class is that of its metaclass; the options are those of its constructor.
     function = inspect.getattr_static(build, "__init__") if isinstance(build, type) else build
     parameters = inspect.signature(function).parameters.values()

@@ -16,6 +16,7 @@ from models.hierarchy import Hierarchy, Stage, stack_stages
 from models.init import scheme
 from models.layers import DType, LayerNorm, Linear
 from models.names import unknown_name
+from models.stack import shortest_cycle
 
 Dilations = str | Sequence[Sequence[int]] | None
 
@@ -153,15 +154,12 @@ def dilation_cycles(
         raise ValueError(
             f"dilations={dilations!r}; allowed: None, 'largest', or the dilations of each of the {len(depths)} stages"
         )
-    return [_shortest_cycle(stage, depth) for stage, depth in zip(dilations, depths, strict=True)]
+    return [
+        shortest_cycle([stage[layer % len(stage)] for layer in range(depth)])
+        for stage, depth in zip(dilations, depths, strict=True)
+    ]
 
 
 def largest_dilation(sides: Sequence[int], window: int) -> int:
     """The largest dilation with which a window fits a map; 1 for a map smaller than the window."""
     return max(1, min(sides) // window)
-
-
-def _shortest_cycle(dilations: Sequence[int], depth: int) -> tuple[int, ...]:
-    layers = [dilations[layer % len(dilations)] for layer in range(depth)]
-    period = next(p for p in range(1, depth + 1) if all(layers[i] == layers[i % p] for i in range(depth)))
-    return tuple(layers[:period])

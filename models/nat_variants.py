@@ -4,10 +4,12 @@ Parameters, multiply-adds and published accuracy of each are in docs/nat.md. Dro
 (`configs/recipes/nat.py`), as for every model.
 """
 
+import re
 from typing import Any
 
 from models.nat import NeighborhoodTransformer
 from models.nat_isotropic import IsotropicTransformer
+from models.published import Published, publish
 from models.registry import register
 
 Options = dict[str, Any]
@@ -65,5 +67,46 @@ def _isotropic() -> dict[str, Options]:
     return {f"{kind}_{size}": _ISOTROPIC[size] | own for kind, own in kinds.items() for size in _ISOTROPIC}
 
 
+# Multiply-adds in G and top-1, as printed in the papers and the official repository.
+_PRINTED: dict[str, tuple[str, str]] = {
+    "nat_mini": ("2.7", "81.8"),
+    "nat_tiny": ("4.3", "83.2"),
+    "nat_small": ("7.8", "83.7"),
+    "nat_base": ("13.7", "84.3"),
+    "dinat_mini": ("2.7", "81.8"),
+    "dinat_tiny": ("4.3", "82.7"),
+    "dinat_small": ("7.8", "83.8"),
+    "dinat_base": ("13.7", "84.4"),
+    "dinat_large": ("30.6", "86.6"),
+    "dinat_large_384": ("89.7", "87.4"),
+    "dinat_large_11x11_384": ("92.4", "87.5"),
+    "dinat_s_tiny": ("4.5", "81.8"),
+    "dinat_s_small": ("8.7", "83.5"),
+    "dinat_s_base": ("15.4", "83.8"),
+    "dinat_s_large": ("34.5", "86.5"),
+    "dinat_s_large_384": ("101.5", "87.4"),
+    "nat_iso_s": ("4.3", "80.0"),
+    "nat_iso_b": ("16.9", "81.6"),
+    "dinat_iso_s": ("4.3", "80.8"),
+    "dinat_iso_b": ("16.9", "82.1"),
+    "vitrpb_s": ("4.6", "81.2"),
+    "vitrpb_b": ("17.5", "82.5"),
+}
+
+
+def _published() -> dict[str, Published]:
+    return {
+        name: Published(
+            multiply_adds,
+            top1,
+            image_size=384 if name.endswith("384") else 224,
+            source="arXiv:2204.07143" if re.fullmatch("nat_(mini|tiny|small|base)", name) else "arXiv:2209.15001",
+            note="from ImageNet-22k" if "large" in name else "",
+        )
+        for name, (multiply_adds, top1) in _PRINTED.items()
+    }
+
+
 register(NeighborhoodTransformer, _hierarchies())
+publish(_published())
 register(IsotropicTransformer, _isotropic())

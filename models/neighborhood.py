@@ -15,6 +15,7 @@ from models import partition
 from models.hooks import sees_probabilities
 from models.init import scheme
 from models.layers import DType, LayerNorm, Linear, project_qkv, relative_bias_table
+from models.padding import cropped, padded
 
 PerAxis = int | Sequence[int]
 
@@ -103,26 +104,26 @@ class NeighborhoodAttention(nnx.Module):
         if len(grid.shape) != len(self.window):
             raise ValueError(f"a window of {self.window} does not fit a map of {grid.shape}: give one entry per axis")
         reach = [window * dilation for window, dilation in zip(self.window, self.dilation, strict=True)]
-        padded = Grid(tuple(map(max, grid.shape, reach)), grid.prefix)
-        if mask is not None and padded != grid:
-            raise ValueError(f"a mask over a map of {grid.shape}, which is padded to {padded.shape}, is not defined")
+        larger = Grid(tuple(map(max, grid.shape, reach)), grid.prefix)
+        if mask is not None and larger != grid:
+            raise ValueError(f"a mask over a map of {grid.shape}, which is padded to {larger.shape}, is not defined")
 
-        q, k, v = project_qkv(self.qkv, _padded(x, grid, padded), None, self.heads)
+        q, k, v = project_qkv(self.qkv, padded(x, grid, larger), None, self.heads)
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
         edit = (lambda site, value: hook(site, value, layer)) if hook else (lambda site, value: value)
         dropout = self.dropout if train else 0.0
         if mask is not None or dropout or sees_probabilities(hook):
-            allowed, bias = self._as_mask(padded, mask)
+            allowed, bias = self._as_mask(larger, mask)
             heads = dense_attention(
                 q, k, v, mask=allowed, bias=bias, scale=self.scale, dropout=dropout, key=key, hook=hook, layer=layer
             )
         else:
-            heads, lse = self._fused(edit("q", q), edit("k", k), edit("v", v), padded, with_lse=hook is not None)
+            heads, lse = self._fused(edit("q", q), edit("k", k), edit("v", v), larger, with_lse=hook is not None)
             if lse is not None:
                 edit("lse", lse)
             heads = edit("heads", heads)
-        heads = _cropped(heads.reshape(*heads.shape[:2], -1), padded, grid)
+        heads = cropped(heads.reshape(*heads.shape[:2], -1), larger, grid)
         return self.proj(heads if self.norm is None else self.norm(heads))
 
     def _fused(self, q: Array, k: Array, v: Array, grid: Grid, *, with_lse: bool) -> tuple[Array, Array | None]:
@@ -165,25 +166,6 @@ class NeighborhoodAttention(nnx.Module):
 
     def _bias(self) -> Float[Array, "H *R"] | None:
         return None if self.relative_bias is None else partition.gathered(self.relative_bias, jnp.float32)
-
-
-def _padded(x: Float[Array, "B N C"], grid: Grid, larger: Grid) -> Float[Array, "B M C"]:
-    """Zeros on the right and at the bottom of the map."""
-    if larger == grid:
-        return x
-    places = x[:, grid.prefix :].reshape(x.shape[0], *grid.shape, -1)
-    rest = [(0, after - before) for before, after in zip(grid.shape, larger.shape, strict=True)]
-    places = jnp.pad(places, [(0, 0), *rest, (0, 0)]).reshape(x.shape[0], larger.places, -1)
-    return jnp.concatenate([x[:, : grid.prefix], places], axis=1)
-
-
-def _cropped(x: Float[Array, "B M C"], larger: Grid, grid: Grid) -> Float[Array, "B N C"]:
-    """Inverse of `_padded`."""
-    if larger == grid:
-        return x
-    places = x[:, grid.prefix :].reshape(x.shape[0], *larger.shape, -1)
-    places = places[(slice(None), *map(slice, grid.shape))].reshape(x.shape[0], grid.places, -1)
-    return jnp.concatenate([x[:, : grid.prefix], places], axis=1)
 
 
 def _spread(

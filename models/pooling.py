@@ -1,4 +1,6 @@
-"""Multi-head attention pooling: one learned query looks at all tokens."""
+"""Tokens to one vector: by their mean or maximum, or by attention of one learned query to all of them."""
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,21 @@ from attn import Hook, dense_attention
 from models.init import scheme
 from models.layers import DType, LayerNorm, Linear
 from models.mlp import Mlp
+
+
+def _max(x: Float[Array, "B N C"]) -> Float[Array, "B C"]:
+    # The derivative of a maximum compares it with its input. Where the compiler computes that input anew and rounds it
+    # differently, no entry is equal, and the gradient is 0 / 0.
+    return jnp.take_along_axis(x, x.argmax(axis=1, keepdims=True), axis=1)[:, 0]
+
+
+GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
+    "avg": lambda x: x.mean(axis=1),
+    "max": _max,
+    "avgmax": lambda x: (_max(x) + x.mean(axis=1)) / 2,
+    "catavgmax": lambda x: jnp.concatenate([x.mean(axis=1), _max(x)], axis=-1),
+}
+"""Name -> function from tokens `[B, N, C]` to `[B, C]`, or to `[B, 2 C]` for the mean beside the maximum."""
 
 
 class AttentionPool(nnx.Module):

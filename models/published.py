@@ -15,6 +15,8 @@ class Published:
       image_size: side in pixels that the figures are for.
       source: arXiv number or project.
       note: what the figures depend on ("from ImageNet-22k").
+      besides: multiply-adds, in G, that are in the reported figure and that this project does not count; `note` or the
+        family's page says of what.
     """
 
     multiply_adds: str | None = None
@@ -23,6 +25,7 @@ class Published:
     image_size: int = 224
     source: str = ""
     note: str = ""
+    besides: float = 0.0
 
 
 PUBLISHED: dict[str, Published] = {}

@@ -219,6 +219,36 @@ class Stack(nnx.Module):
         return buffers
 
 
+def shortest_cycle(layers: Sequence[Any]) -> tuple[Any, ...]:
+    """The shortest group whose repetition, the last one perhaps incomplete, gives these layers.
+
+    >>> shortest_cycle("abab"), shortest_cycle("aaba"), shortest_cycle("")
+    (('a', 'b'), ('a', 'a', 'b'), ())
+    """
+    depth = len(layers)
+    periods = (p for p in range(1, depth + 1) if all(layers[i] == layers[i % p] for i in range(depth)))
+    return tuple(layers[: next(periods, 0)])
+
+
+def run_alone(
+    block: nnx.Module, x: Any, *, remat: str, hook: Hook | None, sites: Sequence[str] = (), **arguments: Any
+) -> tuple[Any, dict[str, Array]]:
+    """`(block(x, hook=hook, **arguments), values of the hook sites)` of a block outside of any stack, rematerialized as
+    those in one are; its state is updated in place.
+    """
+    definition, leaves = _split(block)
+
+    def run(x: Any, leaves: Leaves):
+        copy = _merge(definition, leaves)
+        records: dict[str, Array] = {}
+        y = copy(x, hook=recording(hook, sites, records) if sites else hook, **arguments)
+        return y, records, _changed_state(copy, leaves)
+
+    x, records, state = rematerialized(run, remat, inside_scan=False)(x, leaves)
+    _update(block, state)
+    return x, records
+
+
 def _initialize(make: MakeBlock, keys: PRNGKeyArray) -> tuple[nnx.GraphDef, Leaves]:
     """Blocks for all keys at once: their common definition, and leaves with a leading layer axis."""
     definitions = []

@@ -22,7 +22,7 @@ from models.init import scheme
 from models.layers import DType, LayerNorm, Linear, PatchEmbed, dropout, fold_key
 from models.mlp import ACTIVATIONS, MLPS
 from models.names import unknown_name
-from models.pooling import AttentionPool
+from models.pooling import GLOBAL_POOLS, AttentionPool
 from models.stack import Stack
 
 POOLS = ("token", "avg", "max", "avgmax", "map")
@@ -316,9 +316,7 @@ class VisionTransformer(nnx.Module):
         x = x if self.pool_prefix else x[:, grid.prefix :]
         if self.attn_pool is not None:
             return self.attn_pool(x, hook=hook)
-        if self.pool == "avg":
-            return x.mean(axis=1)
-        return x.max(axis=1) if self.pool == "max" else (x.max(axis=1) + x.mean(axis=1)) / 2
+        return GLOBAL_POOLS[self.pool](x)
 
     @property
     def num_layers(self) -> int:

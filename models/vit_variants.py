@@ -5,6 +5,7 @@ Widths are those of the published models; hidden widths are exact, not ratios.
 
 from typing import Any
 
+from models.published import Published, publish
 from models.registry import register
 from models.vit import VisionTransformer
 
@@ -73,3 +74,60 @@ def _variants() -> dict[str, Options]:
 
 
 register(VisionTransformer, _variants())
+
+# Of arXiv:2106.04560, table 2, in G: it prints FLOPs, two for each multiply-add.
+_PRINTED_FLOPS = {
+    "vit_ti16": "2.5",
+    "vit_s16": "9.2",
+    "vit_s32": "2.3",
+    "vit_b16": "35.1",
+    "vit_b32": "8.7",
+    "vit_l16": "122.9",
+    "vit_g14": "533.1",
+    "vit_G14": "965.3",
+}
+# Multiply-adds in G and top-1 after training on ImageNet-1k alone. Of DeiT (arXiv:2012.12877) the multiply-adds are
+# those that later papers print (arXiv:2102.12122, 2103.14030).
+_DEIT = {
+    "deit_ti16": ("1.3", "72.2"),
+    "deit_s16": ("4.6", "79.8"),
+    "deit_b16": ("17.5", "81.8"),
+    "deit_ti16_distilled": (None, "74.5"),
+    "deit_s16_distilled": (None, "81.2"),
+    "deit_b16_distilled": (None, "83.4"),
+}
+_DEIT_III = {
+    "deit3_s16": ("4.6", "81.4"),
+    "deit3_m16": ("8.0", "83.0"),
+    "deit3_b16": ("17.5", "83.8"),
+    "deit3_l16": ("61.6", "84.9"),
+    "deit3_h14": ("167.4", "85.2"),
+}
+# A linear classifier on the frozen model, at 224 pixels; without and with registers.
+_LINEAR = {"s": ("81.1", "80.9"), "b": ("84.5", "84.6"), "l": ("86.3", "86.7"), "g": ("86.5", "87.1")}
+
+
+def _published() -> dict[str, Published]:
+    found = {
+        name: Published(_halved(flops), source="arXiv:2106.04560", note=f"{flops} G FLOPs printed, two for each")
+        for name, flops in _PRINTED_FLOPS.items()
+    }
+    found |= {name: Published(*figures, source="arXiv:2012.12877") for name, figures in _DEIT.items()}
+    found |= {name: Published(*figures, source="arXiv:2204.07118") for name, figures in _DEIT_III.items()}
+    for size, (plain, registers) in _LINEAR.items():
+        note = "linear classifier on frozen features, 224 pixels"
+        found[f"dinov2_{size}14"] = Published(top1=plain, source="arXiv:2304.07193", note=note)
+        found[f"dinov2_{size}14_reg4"] = Published(top1=registers, source="arXiv:2309.16588", note=note)
+    return found
+
+
+def _halved(flops: str) -> str:
+    """Half of a printed number, with one digit more.
+
+    >>> _halved("2.5")
+    '1.25'
+    """
+    return f"{float(flops) / 2:.{len(flops.partition('.')[2]) + 1}f}"
+
+
+publish(_published())

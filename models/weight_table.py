@@ -72,6 +72,14 @@ def conv(theirs: Names, ours: Names | None = None) -> Iterator[Row]:
     yield from _module(theirs, ours, {"bias": "bias"}, _same, _same)
 
 
+def pointwise(theirs: Names, ours: Names | None = None) -> Iterator[Row]:
+    """A 2-D convolution of single places that is a linear layer here: weight `[out, in, 1, 1]` to kernel `[in, out]`,
+    and the bias.
+    """
+    yield from _module(theirs, ours, {"weight": "kernel"}, _without_places, _with_places)
+    yield from _module(theirs, ours, {"bias": "bias"}, _same, _same)
+
+
 def norm(theirs: str, ours: str | None = None) -> Iterator[Row]:
     """Layer, group or RMS normalization: weight to scale, and the bias."""
     yield from _module(theirs, ours, {"weight": "scale", "bias": "bias"}, _same, _same)
@@ -155,6 +163,16 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 def _channels_first(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, (-1, -2), (0, 1))
+
+
+def _without_places(array: np.ndarray) -> np.ndarray:
+    if array.shape[2:] != (1, 1):
+        raise ValueError(f"shape {array.shape} is not that of a pointwise convolution")
+    return array[:, :, 0, 0].T
+
+
+def _with_places(array: np.ndarray) -> np.ndarray:
+    return array.T[:, :, None, None]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

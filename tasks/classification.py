@@ -1,11 +1,13 @@
-"""Image classification: softmax or sigmoid loss, label smoothing, mixup, CutMix and distillation from a frozen teacher.
+"""Image classification: softmax or sigmoid loss, label smoothing, mixup, CutMix, distillation from a frozen teacher,
+and token labels.
 
 Keys of `config.train` that it reads: `loss`, `label_smoothing`, `mixup`, `cutmix`, `mixup_probability`,
-`mixup_switch_probability`, `teacher`, `distill`, `distill_weight`, `distill_temperature`.
+`mixup_switch_probability`, `teacher`, `distill`, `distill_weight`, `distill_temperature`, `token_labels`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ from tasks.base import Batch, Chart, Outputs, Partners, Task, register
 from tasks.calibration import expected_calibration_error, reliability, temperature_scaling
 from tasks.metrics import Metric
 from tasks.mixing import mix
+from tasks.token_labels import dense_predictions, shared_target, token_label_loss
 
 # A dense confusion matrix of 2,000 classes is 16 MB on the device and about 10 MB of JSON; larger sets go without.
 MOST_CONFUSION_CLASSES = 2000
@@ -60,8 +63,8 @@ class Classification(Task):
     Batch: `image` `[B, S, S, 3]` float32, `label` `[B]` int32; `prepare` adds `target` `[B, C]`, the class
       probabilities after mixing.
     Outputs: `logits` `[B, C]`; in training with a teacher also `teacher_logits` `[B, C]`, and from a model with a
-      distillation token
-    `distillation_logits` `[B, C]`, the head that learns from the teacher.
+      distillation token `distillation_logits` `[B, C]`, the head that learns from the teacher; with token labels what
+      `tasks/token_labels.py` says.
     """
 
     best_metric = ("top1", "max")
@@ -75,7 +78,13 @@ class Classification(Task):
                 f"classes"
             )
         train = config.train
-        if (train.distill == "none") != (not train.teacher):
+        if train.token_labels:
+            if train.distill != "none":
+                raise ValueError(
+                    f"config.train.token_labels={train.token_labels} with config.train.distill={train.distill!r}: a "
+                    "teacher labels the tokens or the image; token labels take distill=none"
+                )
+        elif (train.distill == "none") != (not train.teacher):
             raise ValueError(
                 f"config.train.distill={train.distill!r} with config.train.teacher={train.teacher!r}: distilling takes "
                 "a teacher (a workdir or checkpoint) and distill=soft or hard; training without one takes neither"
@@ -113,18 +122,29 @@ class Classification(Task):
         answer = model(batch["image"], train=True, key=key)
         outputs = dict(answer) if isinstance(answer, Mapping) else {"logits": answer}
         if "teacher" in partners:
-            outputs["teacher_logits"] = partners["teacher"](batch["image"])
+            if self.config.train.token_labels:
+                outputs["teacher_token_logits"] = dense_predictions(partners["teacher"], batch["image"])
+            else:
+                outputs["teacher_logits"] = partners["teacher"](batch["image"])
         return outputs
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """In training (the batch has a `target`) with label smoothing and distillation; in evaluation plainly against
-        the label."""
+        """In training (the batch has a `target`) with label smoothing, distillation and token labels; in evaluation
+        plainly against the label."""
         train = self.config.train
         if "target" in batch:
-            target = optax.smooth_labels(batch["target"], train.label_smoothing)
+            own = optax.smooth_labels(batch["target"], train.label_smoothing)
         else:
-            target = jax.nn.one_hot(batch["label"], self.info.num_classes)
+            own = jax.nn.one_hot(batch["label"], self.info.num_classes)
+        target = shared_target(own, outputs)
         label_loss = metrics.weighted_mean(classification_loss(outputs["logits"], target, train.loss), batch)
+        if train.token_labels and "target" in batch:
+            tokens = token_label_loss(outputs, own, functools.partial(classification_loss, kind=train.loss))
+            token_loss = metrics.weighted_mean(tokens, batch)
+            total = label_loss + train.token_labels * token_loss
+            return total, {"label_loss": label_loss, "token_loss": token_loss}
+        if "token_logits" in outputs:
+            raise ValueError("config.train.token_labels is 0, and nothing else trains the logits of the tokens")
         if "teacher_logits" not in outputs:
             if "distillation_logits" in outputs:
                 raise ValueError("config.train.teacher is empty, and nothing else trains the distillation token")
@@ -165,7 +185,8 @@ class Classification(Task):
         """Top-1 accuracy against the class with the largest share of the (mixed) target."""
 
         def correct(outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> Float[Array, " B"]:
-            return (jnp.argmax(outputs["logits"], axis=1) == jnp.argmax(batch["target"], axis=1)).astype(jnp.float32)
+            target = shared_target(batch["target"], outputs)
+            return (jnp.argmax(outputs["logits"], axis=1) == jnp.argmax(target, axis=1)).astype(jnp.float32)
 
         return {"top1": metrics.mean(correct)}
 

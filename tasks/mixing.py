@@ -8,22 +8,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-
-def cut_box(key: jax.Array, share: Float[Array, ""], height: int, width: int) -> Bool[Array, "H W"]:
-    """True inside a box of about `1 - share` of the area, its centre uniform over the image and its sides clipped to
-    the image."""
-    row_key, column_key = jax.random.split(key)
-    scale = jnp.sqrt(1.0 - share)
-
-    def inside(key: jax.Array, size: int) -> Bool[Array, " size"]:
-        half = jnp.floor(size * scale).astype(jnp.int32) // 2
-        centre = jax.random.randint(key, (), 0, size)
-        place = jnp.arange(size)
-        return (place >= centre - half) & (place < centre + half)
-
-    return inside(row_key, height)[:, None] & inside(column_key, width)[None, :]
+from models.token_mixing import cut_box
 
 
 def mix(

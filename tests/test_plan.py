@@ -7,18 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
+from compiling import for_tpus, needs_compiler
 
 import configs
 from training import chips, hlo_cost, plan, plan_report
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'fovea[plan]'"
-)
 WIDTH, HIDDEN, DEPTH, CLASSES, PATCHES = 128, 512, 3, 1000, 16
 
 
@@ -42,17 +38,8 @@ def small(**overrides):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiler():
-    """libtpu reads its environment when it is loaded, which nothing but a plan does; JAX has read its own before."""
-    before = dict(os.environ)
-    if importlib.util.find_spec("libtpu"):
-        chips.use_compiler()
-    compilation_cache.reset_cache()
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
+    with for_tpus():
+        yield
 
 
 @pytest.fixture(scope="module")

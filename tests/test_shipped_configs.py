@@ -39,8 +39,57 @@ STAGES = {
     "model.options.heads": [1],
     "data.image_size": 32,
 }
+BIFORMER = {
+    "model.options.widths": [8, 16],
+    "model.options.depths": [1, 1],
+    "model.options.heads": [1, 2],
+    "model.options.mlp_ratios": [2, 2],
+    "model.options.regions": 2,
+    "model.options.topk": [2, 0],
+    "data.image_size": 32,
+}
+DAVIT = {
+    "model.options.depths": [1],
+    "model.options.widths": [8],
+    "model.options.heads": [1],
+    "data.image_size": 32,
+}
+VOLO = {
+    "model.options.depths": [1, 1],
+    "model.options.widths": [8, 16],
+    "model.options.heads": [1, 2],
+    "model.options.downsamples": [True, False],
+    "model.options.outlook": [True, False],
+    "model.options.stem_width": 8,
+    "data.image_size": 32,
+}
+MAXVIT = {
+    "model.options.depths": [1],
+    "model.options.widths": [8],
+    "model.options.stem_widths": 8,
+    "model.options.head_width": 4,
+    "model.options.window": 2,
+    "data.image_size": 32,
+}
+HALONET = {
+    "model.options.depths": [1, 2],
+    "model.options.widths": [8, 16],
+    "model.options.strides": [1, 2],
+    "model.options.layers": [["attention"], ["conv", "attention"]],
+    "model.options.ratio": 1.0,
+    "model.options.heads": 2,
+    "model.options.block": 2,
+    "data.image_size": 32,
+}
 # By the beginning of the configuration's name; all others are plain.
-SHRUNK = {"quickstart|nat_|dinat_(?!iso)|swin_": STAGES, "davit_": DAVIT}
+SHRUNK = {
+    "quickstart|nat_|dinat_(?!iso)|swin_": STAGES,
+    "davit_": DAVIT,
+    "biformer_": BIFORMER,
+    "volo_": VOLO,
+    "maxvit_": MAXVIT,
+    "halonet_": HALONET,
+}
 SMALL = {
     "data.batch_size": 6,
     "data.workers": 0,

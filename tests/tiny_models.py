@@ -18,6 +18,27 @@ TINY: dict[str, tuple[str, dict]] = {
         dict(width=8, depths=(3, 2), heads=(1, 2), window=3, image_size=32, layer_scale=0.5)
         | {"attention_options": {"implementation": "reference"}},
     ),
+    "biformer": (
+        "biformer_tiny",
+        dict(widths=(8, 16), depths=(3, 2), heads=(2, 4), mlp_ratios=(2, 2), image_size=32)
+        | {"regions": 2, "topk": (2, 0), "auto_pad": True},
+    ),
+    "halonet": (
+        "halonet26t",
+        dict(widths=(8, 16), depths=(2, 3), strides=(1, 2), stem=(4, 4, 8), heads=2, block=2, halo=1, image_size=32)
+        | dict(layers=(("conv", {"gate": "eca"}), ("attention", "conv", "attention")), gate="se", features=12),
+    ),
+    "maxvit": (
+        "maxvit_tiny",
+        dict(widths=(8, 16), depths=(2, 3), stem_widths=8, head_width=4, window=2, pre_logits=12, image_size=32),
+    ),
+    "volo": (
+        "volo_d1",
+        dict(depths=(2, 3), widths=(8, 16), heads=(2, 2), downsamples=(True, False), outlook=(True, False))
+        | dict(stem_width=8, patch_size=4, image_size=32),
+    ),
+    "swin": ("swin_tiny", dict(width=8, depths=(3, 2), heads=(2, 4), window=4, image_size=32)),
+    "davit": ("davit_tiny", dict(widths=(8, 16), depths=(1, 2), heads=(2, 4), window=3, image_size=32)),
     "nat_isotropic": ("nat_iso_s", dict(patch_size=8, width=16, depth=3, heads=2, window=3, image_size=32)),
 }
 """Family -> (variant, options). The image size is the one that the family's tests run at first."""
@@ -34,21 +55,20 @@ def create(family: str, **options) -> nnx.Module:
     initializer: none is left at zero or one, so every layer has an effect.
     """
     graph, params, state = models.split(abstract(family, **options))
-    rng = np.random.default_rng(0)
-
-    def numbers(flat):
-        zeros = {name: np.zeros(value.shape, np.float32) for name, value in flat.items()}
-        found = {}
-        for name, value in sorted(models.unstack(zeros).items()):
-            std = np.prod(value.shape[:-1]) ** -0.5 if name.endswith("kernel") else 0.3
-            noise = rng.normal(size=value.shape)
-            found[name] = 1 + 0.3 * np.abs(noise) if name.endswith("var") else std * noise + name.endswith("scale")
-        return {
-            name: jnp.asarray(value, jnp.float32)
-            for name, value in models.stack({n: v.astype(np.float32) for n, v in found.items()}, like=flat).items()
-        }
-
     return models.merge(graph, numbers(params), numbers(state))
+
+
+def numbers(flat):
+    """Random values for the shapes of a flat dictionary; one layer has the same whether it is scanned or not."""
+    rng = np.random.default_rng(0)
+    zeros = {name: np.zeros(value.shape, np.float32) for name, value in flat.items()}
+    found = {}
+    for name, value in sorted(models.unstack(zeros).items()):
+        std = np.prod(value.shape[:-1]) ** -0.5 if name.endswith("kernel") else 0.3
+        noise = rng.normal(size=value.shape)
+        number = 1 + 0.3 * np.abs(noise) if name.endswith("var") else std * noise + name.endswith("scale")
+        found[name] = np.asarray(number, np.float32)
+    return {name: jnp.asarray(value) for name, value in models.stack(found, like=flat).items()}
 
 
 def images(*sides, batch=2, channels=3):

@@ -108,6 +108,22 @@ def python_value(value):
     return CLASSES.get(value, value) if isinstance(value, str) else value
 
 
+def write(name: str, model: torch.nn.Module, config: dict, x: torch.Tensor) -> None:
+    """Runs a model in float64 and writes its file; other generators beside this one call it, too."""
+    state = {f"sd/{key}": value.numpy().copy() for key, value in model.state_dict().items()}
+    wide = x.double().requires_grad_()
+    stages: dict[str, torch.Tensor] = {}
+    for number, module in enumerate(config.get("_stage_modules", [])):
+        model.get_submodule(module).register_forward_hook(partial(record, stages, f"stage{number}"))
+    y = model.double()(wide)
+    (dx,) = torch.autograd.grad((y**2).sum(), wide)
+    arrays = {"x": x, "y": y.detach().float(), "dx": dx.float()} | stages
+    arrays = {key: value.numpy() for key, value in arrays.items()}
+    path = Path(__file__).parent / f"{name}.npz"
+    np.savez_compressed(path, config=json.dumps(config), **arrays, **state)
+    print(path.name, path.stat().st_size // 1024, "KB", y.detach().abs().max().item())
+
+
 def main() -> None:
     """Writes one file per case."""
     for seed, (name, (options, size)) in enumerate(CASES.items()):
@@ -117,19 +133,7 @@ def main() -> None:
         kind = VisionTransformerDistilled if "cls" in config else timm_vit.VisionTransformer
         model = kind(**arguments).eval()
         randomize(model, generator)
-        state = {f"sd/{key}": value.numpy().copy() for key, value in model.state_dict().items()}
-        x = torch.randn(2, 3, *size, generator=generator)
-        wide = x.double().requires_grad_()
-        stages: dict[str, torch.Tensor] = {}
-        for number, module in enumerate(config.get("_stage_modules", [])):
-            model.get_submodule(module).register_forward_hook(partial(record, stages, f"stage{number}"))
-        y = model.double()(wide)
-        (dx,) = torch.autograd.grad((y**2).sum(), wide)
-        arrays = {"x": x, "y": y.detach().float(), "dx": dx.float()} | stages
-        arrays = {key: value.numpy() for key, value in arrays.items()}
-        path = Path(__file__).parent / f"{name}.npz"
-        np.savez_compressed(path, config=json.dumps(config), **arrays, **state)
-        print(path.name, path.stat().st_size // 1024, "KB", y.detach().abs().max().item())
+        write(name, model, config, torch.randn(2, 3, *size, generator=generator))
 
 
 if __name__ == "__main__":

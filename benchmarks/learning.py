@@ -1,0 +1,165 @@
+"""Does every family learn? Its small configuration and the same model without attention, over several seeds.
+
+    python -m benchmarks.learning [--seeds=3] [--only=swin] [--runs=runs/learning] [--jobs=1] [--write]
+
+Trains every `configs/*_digits.py` and the quickstart by the real command, once with its own attention and once with
+`--config.model.attention=identity`, which mixes no tokens, so that what is left are convolutions and pooling. A run
+that is complete is not run again. What the runs' summaries say is kept in `benchmarks/learning.json`; `--write` makes
+docs/results.md of it, and no figure of that page is typed. Run it in a clean checkout: a summary names its commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+import configs
+import models
+from benchmarks.neighborhood_tpu import markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+STORE = ROOT / "benchmarks" / "learning.json"
+PAGE = ROOT / "docs" / "results.md"
+REFERENCE = "vit_digits"
+CONTROL = "identity"
+TEXT = """# Results: does every family learn?
+
+Small models of every family on scikit-learn's digits (1442 images to learn from, the fixed 355 held out: one image is
+0.28 points), each by its own configuration, and the same model with its attention replaced by `identity`, which mixes
+no tokens. This page is written by
+
+    python -m benchmarks.learning --seeds=3 --write
+
+from the summaries of the runs (`benchmarks/learning.json`); no figure is typed. Top-1 in percent after the last step,
+of the averaged weights.
+
+{table}
+
+A run is, for instance, `{example}`. Seeds are 0, 1, 2 in this order. Commits: {commits}. Versions: {versions}.
+
+Digits are small: a model with convolutions before and between its stages sees a whole one without any attention, so
+*attention gives* says how much a mechanism adds to what is around it, not how good it is.
+"""
+KEPT = ("seed", "commit", "parameters", "model", "data", "versions", "finished", "config_hash")
+
+
+def names() -> list[str]:
+    """The configurations that are compared, that of the ViT first."""
+    found = sorted(path.stem for path in (ROOT / "configs").glob("*_digits.py") if path.stem != REFERENCE)
+    return [REFERENCE, "quickstart", *found]
+
+
+def command(name: str, attention: str, seed: int, workdir: str) -> list[str]:
+    """What a user types."""
+    control = [f"--config.model.attention={attention}"] if attention else []
+    return ["train.py", f"--config=configs/{name}.py", f"--workdir={workdir}", f"--config.seed={seed}", *control]
+
+
+def train(name: str, attention: str, seed: int, folder: Path) -> dict[str, Any]:
+    """One run: what its summary says, and the command."""
+    workdir = folder / f"{name}_{attention or 'own'}_{seed}"
+    done = subprocess.run(
+        [sys.executable, *command(name, attention, seed, str(workdir))],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"{workdir.name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    summary = json.loads((workdir / "summary.json").read_text())
+    top1 = next(iter(summary["metrics"].values()))["top1"]
+    print(f"{workdir.name}: {top1:.4f}", file=sys.stderr, flush=True)
+    return {
+        "config": name,
+        "attention": attention,
+        "top1": top1,
+        "command": " ".join(["python", *command(name, attention, seed, f"runs/learning/{workdir.name}")]),
+    } | {key: summary[key] for key in KEPT}
+
+
+def multiply_adds(name: str) -> int:
+    """Of one image, forward."""
+    config = configs.load(str(ROOT / "configs" / f"{name}.py"))
+    options = {**config.model.options, "image_size": config.data.image_size}
+    model = nnx.eval_shape(lambda: models.create(config.model.name, num_classes=10, rngs=nnx.Rngs(0), **options))
+    side = config.data.image_size
+    return models.summarize(model, (1, side, side, 3)).total.multiply_adds
+
+
+def row(name: str, runs: Sequence[Mapping[str, Any]], reference: float) -> dict[str, str]:
+    """One line of the table: accuracy in percent, differences in points."""
+
+    def accuracies(attention: str) -> list[float]:
+        mine = [run for run in runs if run["config"] == name and run["attention"] == attention]
+        return [100 * run["top1"] for run in sorted(mine, key=lambda run: run["seed"])]
+
+    own, control = accuracies(""), accuracies(CONTROL)
+    parameters = next(run["parameters"] for run in runs if run["config"] == name)
+    mean = statistics.mean(own)
+    return {
+        "config": f"`{name}.py`",
+        "parameters": f"{parameters:,}",
+        "multiply-adds, M": f"{multiply_adds(name) / 1e6:.1f}",
+        "top-1 by seed": ", ".join(f"{one:.2f}" for one in own),
+        "mean": f"{mean:.2f}",
+        "less the ViT": f"{mean - reference:+.2f}",
+        "identity by seed": ", ".join(f"{one:.2f}" for one in control),
+        "attention gives": f"{mean - statistics.mean(control):+.2f}" if control else "",
+    }
+
+
+def page(runs: Sequence[Mapping[str, Any]]) -> str:
+    """docs/results.md."""
+    there = [name for name in names() if any(run["config"] == name and not run["attention"] for run in runs)]
+    reference = statistics.mean(
+        100 * run["top1"] for run in runs if run["config"] == REFERENCE and not run["attention"]
+    )
+    commits = sorted({run["commit"][:8] + run["commit"][40:] for run in runs})
+    return TEXT.format(
+        table=markdown([row(name, runs, reference) for name in there]),
+        example=runs[0]["command"],
+        commits=", ".join(commits),
+        versions=", ".join(f"{name} {version}" for name, version in runs[0]["versions"].items()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="part of a configuration's name")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="where the runs are kept")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--write", action="store_true", help="write docs/results.md")
+    options = parser.parse_args()
+    store: list[dict[str, Any]] = json.loads(STORE.read_text()) if STORE.exists() else []
+    wanted = [
+        (name, attention, seed)
+        for seed in range(options.seeds)
+        for name in names()
+        if options.only in name
+        for attention in ("", CONTROL)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        started = [pool.submit(train, name, attention, seed, options.runs) for name, attention, seed in wanted]
+        for run in (job.result() for job in started):
+            key = ("config", "attention", "seed")
+            store = [old for old in store if any(old[name] != run[name] for name in key)] + [run]
+            store.sort(key=lambda one: tuple(one[name] for name in key))
+            STORE.write_text(json.dumps(store, indent=1) + "\n")
+    if options.write:
+        PAGE.write_text(page(store))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Class attention: the class token looks at all tokens, which stay (CaiT, arXiv:2103.17239, section 4)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from attn import Grid, Hook, dense_attention
+from models.blocks import Block, BlockOptions
+from models.init import scheme
+from models.layers import DType, Linear
+
+
+class ClassAttention(nnx.Module):
+    """Softmax attention of the first token to all tokens. Hook sites are those of `dense_attention`, with one query."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        init: str = "timm",
+        dtype: DType = None,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.heads, self.dropout = heads, dropout
+        start = scheme(init)
+        shared = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
+        self.q = Linear(width, width, use_bias=qkv_bias, kernel_init=start.linear, split="out", **shared)
+        self.kv = Linear(width, 2 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **shared)
+        self.proj = Linear(width, width, kernel_init=start.linear, split="in", **shared)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N C"],
+        grid: Grid,
+        *,
+        context: Array | None = None,
+        mask: Bool[Array, "#B #H 1 N"] | None = None,
+        hook: Hook | None = None,
+        layer: Any = None,
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B 1 C"]:
+        """What is new for the class token. ValueError for a context: the tokens themselves are that."""
+        if context is not None:
+            raise ValueError("class attention has no context besides the tokens of the map")
+        batch, _, width = x.shape
+        q = self.q(x[:, :1]).reshape(batch, 1, self.heads, -1)
+        fused = checkpoint_name(self.kv.parts(x, 2, self.heads), "attention_qkv")
+        heads = dense_attention(
+            q,
+            fused[:, :, 0],
+            fused[:, :, 1],
+            mask=mask,
+            dropout=self.dropout if train else 0.0,
+            key=key,
+            hook=hook,
+            layer=layer,
+        )
+        return self.proj(heads.reshape(batch, 1, width))
+
+
+class ClassBlock(Block):
+    """With t the first token of x: `t += attn(norm1(x))`, then `t += mlp(norm2(t))`; the other tokens stay.
+
+    Args:
+      options: `attention` is `"identity"` for the control, in which the class token sees itself only; all others leave
+        class attention as it is.
+    """
+
+    def __init__(self, options: BlockOptions, rngs: nnx.Rngs):
+        self.dropout = options.dropout
+        self.norm1, self.norm2 = options.make_norm(), options.make_norm()
+        self.attn = (
+            options.make_attention(rngs)
+            if options.attention == "identity"
+            else ClassAttention(
+                options.width,
+                options.heads,
+                qkv_bias=options.qkv_bias,
+                dropout=options.attention_dropout,
+                init=options.init,
+                dtype=options.dtype,
+                rngs=rngs,
+            )
+        )
+        self.mlp = options.make_mlp(rngs)
+
+    def forward(self, x, attend, feed, drop):
+        token = x[:, :1] + drop(attend(self.attn, self.norm1(x))[:, :1])
+        token = token + drop(feed(self.mlp, self.norm2(token)))
+        return jnp.concatenate([token, x[:, 1:]], axis=1)
