@@ -1,5 +1,7 @@
 """What published recipes have in common."""
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 # timm's rand-m9-mstd0.5-inc1, which DeiT uses.
@@ -20,3 +22,38 @@ def imagenet_224(config: ConfigDict) -> None:
     config.checkpoint.every_steps = "1%"
     config.eval.every_steps = "5%"
     config.log.every_steps = 100
+
+
+def from_scratch(
+    config: ConfigDict,
+    name: str,
+    drop_path: Mapping[str, float],
+    *,
+    final_rate: float,
+    warmup: str,
+    clip_norm: float,
+) -> None:
+    """Swin's recipe for ImageNet-1k from scratch (arXiv:2103.14030, section A2.1), which many papers after it keep but
+    for the last rate, the warm-up and the clipping: 300 epochs, batches of 1024, strong augmentation.
+
+    Args:
+      drop_path: the published rate of each model.
+
+    Raises:
+      ValueError: `name` has no published recipe.
+    """
+    if name not in drop_path:
+        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(drop_path)}")
+    config.model.name = name
+    config.model.drop_path = drop_path[name]
+    imagenet_224(config)
+    config.data.batch_size = 1024
+    config.optim.learning_rate = 1e-3
+    config.optim.final_fraction = final_rate / 1e-3
+    config.optim.weight_decay = 0.05
+    config.optim.warmup = warmup
+    config.optim.clip_norm = clip_norm
+    config.train.steps = "300 epochs"
+    config.train.label_smoothing = 0.1
+    config.train.mixup = 0.8
+    config.train.cutmix = 1.0

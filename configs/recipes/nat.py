@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.recipes.common import imagenet_224
+from configs.recipes.common import from_scratch, imagenet_224
 
 # Published rates of the NAT papers' models, trained on ImageNet-1k from scratch.
 NAT_DROP_PATH = {
@@ -24,21 +24,7 @@ def nat(config: ConfigDict, name: str) -> ConfigDict:
     Raises:
       ValueError: `name` has no published recipe.
     """
-    if name not in NAT_DROP_PATH:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(NAT_DROP_PATH)}")
-    config.model.name = name
-    config.model.drop_path = NAT_DROP_PATH[name]
-    imagenet_224(config)
-    config.data.batch_size = 1024
-    config.optim.learning_rate = 1e-3
-    config.optim.final_fraction = 5e-6 / 1e-3
-    config.optim.weight_decay = 0.05
-    config.optim.warmup = "20 epochs"
-    config.optim.clip_norm = 5.0
-    config.train.steps = "300 epochs"
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.8
-    config.train.cutmix = 1.0
+    from_scratch(config, name, NAT_DROP_PATH, final_rate=5e-6, warmup="20 epochs", clip_norm=5.0)
     if name in ("nat_iso_b", "dinat_iso_b", "vitrpb_b"):
         config.optim.warmup = "50 epochs"
         config.optim.ema = 0.9998

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.recipes.common import imagenet_224
+from configs.recipes.common import from_scratch, imagenet_224
 
 # Published rates, from scratch on ImageNet-1k.
 SWIN_DROP_PATH = {"swin_tiny": 0.2, "swin_small": 0.3, "swin_base": 0.5}
@@ -17,21 +17,7 @@ def swin(config: ConfigDict, name: str) -> ConfigDict:
     Raises:
       ValueError: `name` has no published recipe.
     """
-    if name not in SWIN_DROP_PATH:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(SWIN_DROP_PATH)}")
-    config.model.name = name
-    config.model.drop_path = SWIN_DROP_PATH[name]
-    imagenet_224(config)
-    config.data.batch_size = 1024
-    config.optim.learning_rate = 1e-3
-    config.optim.final_fraction = 1e-5 / 1e-3
-    config.optim.weight_decay = 0.05
-    config.optim.warmup = "20 epochs"
-    config.optim.clip_norm = 5.0
-    config.train.steps = "300 epochs"
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.8
-    config.train.cutmix = 1.0
+    from_scratch(config, name, SWIN_DROP_PATH, final_rate=1e-5, warmup="20 epochs", clip_norm=5.0)
     return config
 
 
