@@ -148,7 +148,9 @@ def _logits(
 
 
 def _product(equation: str, left: Array, right: Array) -> Array:
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+    # Float32 is multiplied as such: a TPU's default would round it to bfloat16.
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _edited(

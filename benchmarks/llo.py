@@ -150,8 +150,8 @@ def _weights(
     """How often each bundle is issued, and loops that cannot be counted.
 
     A loop reaches from the bundle that begins its body to the last delay slot of the branch that goes back there. What
-    stands in it under the condition that ends the loop runs in its last pass only: for each slot and such a condition,
-    the second result has the number of passes.
+    stands, behind the test, under the condition that ends the loop runs in its last pass only: for each such slot and
+    condition, the second result has the number of passes.
     """
     weights, unknown = [1] * len(bundles), []
     leaving: dict[tuple[int, str], int] = {}
@@ -170,7 +170,8 @@ def _weights(
             for inside in range(first, end):
                 weights[inside] *= count
             if condition:
-                leaving |= {(slot, condition): count for slot in range(first, end)}
+                tested = (i + 1 for i in range(first, last) if f"{condition} = " in bundles[i])
+                leaving |= {(slot, condition): count for slot in range(next(tested, last + 1), end)}
     return weights, leaving, unknown
 
 

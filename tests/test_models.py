@@ -359,7 +359,12 @@ def test_features_and_hooks(images):
 
 
 def test_every_mechanism_fits_every_model(images):
-    outputs = [call(perturbed(attention=name), images) for name in ATTENTION]
+    # Attention by places has none for a class token.
+    fitted = {"halo": {"block": 2}, "bottleneck": {"shape": (4, 4)}, "bilevel_routing": {"regions": 2, "topk": 2}}
+    shared = {"class_token": False, "pool": "avg"}
+    outputs = [
+        call(perturbed(attention=name, attention_options=fitted.get(name), **shared), images) for name in ATTENTION
+    ]
     assert all(output.shape == (2, 5) and np.isfinite(output).all() for output in outputs)
     model = nnx.eval_shape(lambda: tiny(attention_options={"qk_norm": True}))
     assert "blocks.[0::1].attn.q_norm.scale" in models.split(model)[1]
