@@ -42,6 +42,14 @@ def forward(
     scale: float,
 ) -> tuple[Float[Array, "B *S H E"], Float[Array, "B *S H"]]:
     """Output in the dtype of `v`, and the logsumexp of every query in float32."""
+    if not isinstance(q.shape[0], int):
+        # A program that is exported for any batch: chunks are cut by numbers, so they have all examples.
+        def of_one(*arrays: Any) -> Any:
+            arrays = jax.tree.map(lambda array: array[None], arrays)
+            found = forward(*arrays[:3], bias, *arrays[3:], pattern=pattern, scale=scale)
+            return jax.tree.map(lambda array: array[0], found)
+
+        return jax.vmap(of_one)(q, k, v, extra_keys, extra_values)
     tiles = tiling(q, k, v, extra_keys, pattern)
     return forward_tiles(tiles, q, k, v, bias, extra_keys, extra_values, scale=scale)
 

@@ -122,5 +122,6 @@ def _same_side(
     rows, columns = window
     side = side.reshape(shape[0] // rows, rows, shape[1] // columns, columns).transpose(0, 2, 1, 3)
     side = side.reshape(-1, rows * columns)
-    same = side[:, :, None] == side[:, None, :]
-    return jnp.asarray(np.tile(same, (batch, 1, 1))[:, None])
+    same = (side[:, :, None] == side[:, None, :])[:, None]
+    # By JAX, since the batch of an exported program need not be a number.
+    return jnp.broadcast_to(same, (batch, *same.shape)).reshape(-1, *same.shape[1:])

@@ -159,6 +159,17 @@ def test_pyramid(family):
 
 
 @families
+def test_it_is_exported_for_any_batch(family):
+    """One program whose batch is no number, traced for every platform."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    graph, params, state = models.split(tiny_models.abstract(family))
+    run = jax.jit(lambda params, state, images: models.merge(graph, params, state)(images))
+    images = jax.ShapeDtypeStruct((batch, side(family), side(family), 3), jnp.float32)
+    exported = jax.export.export(run, platforms=["cpu", "tpu"])(params, state, images)
+    assert [value.shape for value in exported.out_avals] == [(batch, CLASSES)]
+
+
+@families
 def test_evaluation_repeats_and_is_compiled_once_for_a_shape(family):
     """Twice the same numbers from one trace; a wide image, which is a second one."""
     ran = evaluation(family)
