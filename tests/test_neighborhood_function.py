@@ -87,6 +87,19 @@ def test_no_extra_keys_are_none_at_all():
     np.testing.assert_array_equal(run(arrays), run(without))
 
 
+def test_a_program_for_any_batch_computes_what_one_for_a_batch_does():
+    arrays = problem(batch=3)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = {
+        name: jax.ShapeDtypeStruct(value.shape if name == "bias" else (batch, *value.shape[1:]), value.dtype)
+        for name, value in arrays.items()
+    }
+    exported = jax.export.export(jax.jit(attend), platforms=["cpu"])(shapes)
+    found = jax.tree.leaves(exported.call(arrays))
+    for ours, expected in zip(found, jax.tree.leaves(attend(arrays)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
 def test_a_scale_of_zero_is_zero():
     arrays = {name: value for name, value in problem().items() if name in ("q", "k", "v")}
     options = dict(is_causal=False, return_lse=True, implementation="reference")
