@@ -20,6 +20,7 @@ from models.layers import DType, LayerNorm, Linear
 from models.maxvit_block import MaxViTBlock, MaxViTStem, StridedMaxViTBlock
 from models.mbconv import MBConvOptions
 from models.names import unknown_name
+from models.pooling import GLOBAL_POOLS
 
 PerAxis = int | Sequence[int]
 POOLS = ("avg", "max", "avgmax")
@@ -198,8 +199,7 @@ class MaxViT(Hierarchy):
         return tokens, jnp.tanh(self.pre_logits(pooled))
 
     def _pooled(self, tokens: Float[Array, "B N C"]) -> Float[Array, "B C"]:
-        mean, largest = tokens.mean(axis=1), tokens.max(axis=1)
-        return {"avg": mean, "max": largest, "avgmax": (mean + largest) / 2}[self.pooling]
+        return GLOBAL_POOLS[self.pooling](tokens)
 
 
 def _window(option: str, window: PerAxis | None, image_size: PerAxis) -> tuple[int, int]:

@@ -1,13 +1,13 @@
 """Weight names of MaxViT in timm (`maxvit_*_tf_*`) and in google-research/maxvit, TensorFlow checkpoints."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from models.family import Dialect
 from models.maxvit import MaxViT
-from models.weight_table import Arrays, Flat, Row, Table, batch_norm, conv, copy, custom, linear, norm
+from models.weight_table import Flat, Row, Table, batch_norm, conv, copy, custom, linear, norm, pointwise
 
 _HALVES = ("attn_block", "attn_grid")
 _LEAVES = ("weight", "bias")
@@ -39,15 +39,15 @@ def maxvit_table(model: MaxViT) -> Table:
 
 def _layer(theirs: str, ours: str, model: MaxViT) -> Iterator[Row]:
     gate = "se_early" if model.convolution.gate_at == "before_norm" else "se"
-    yield from _pointwise(f"{theirs}.conv.shortcut.expand", f"{ours}.conv.shortcut")
+    yield from pointwise(f"{theirs}.conv.shortcut.expand", f"{ours}.conv.shortcut")
     yield from batch_norm(f"{theirs}.conv.pre_norm", f"{ours}.conv.pre_norm")
-    yield from _pointwise(f"{theirs}.conv.conv1_1x1", f"{ours}.conv.conv1")
+    yield from pointwise(f"{theirs}.conv.conv1_1x1", f"{ours}.conv.conv1")
     yield from batch_norm(f"{theirs}.conv.norm1", f"{ours}.conv.norm1")
     yield from conv(f"{theirs}.conv.conv2_kxk", f"{ours}.conv.conv2")
     yield from batch_norm(f"{theirs}.conv.norm2", f"{ours}.conv.norm2")
     for fc in ("fc1", "fc2"):
         yield from conv(f"{theirs}.conv.{gate}.{fc}", f"{ours}.conv.se.{fc}")
-    yield from _pointwise(f"{theirs}.conv.conv3_1x1", f"{ours}.conv.conv3")
+    yield from pointwise(f"{theirs}.conv.conv3_1x1", f"{ours}.conv.conv3")
     for half in _HALVES:
         for name in ("norm1", "norm2"):
             yield from norm(f"{theirs}.{half}.{name}", f"{ours}.{half}.{name}")
@@ -57,18 +57,6 @@ def _layer(theirs: str, ours: str, model: MaxViT) -> Iterator[Row]:
         yield from copy(f"{theirs}.{half}.{table}", f"{ours}.{half}.attn.relative_bias")
         for name in ("ls1", "ls2"):
             yield from copy(f"{theirs}.{half}.{name}.gamma", f"{ours}.{half}.{name}.gamma")
-
-
-def _pointwise(theirs: str, ours: str) -> Iterator[Row]:
-    """A 1 x 1 convolution, weight `[out, in, 1, 1]`, that is a linear layer here."""
-
-    def to_ours(arrays: Arrays, sizes: Collection[int]) -> Arrays:
-        if arrays[0].shape[2:] != (1, 1):
-            raise ValueError(f"shape {arrays[0].shape} is not that of a 1 x 1 convolution")
-        return [arrays[0][:, :, 0, 0].T]
-
-    yield from custom(f"{theirs}.weight", f"{ours}.kernel", to_ours, lambda arrays: [arrays[0].T[:, :, None, None]])
-    yield from copy(f"{theirs}.bias", f"{ours}.bias")
 
 
 # --- TensorFlow -------------------------------------------------------------------------------------------------------
