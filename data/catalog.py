@@ -6,6 +6,7 @@ import math
 from typing import Protocol
 
 from data.folder import open_class_folders, open_images
+from data.idx import open_idx
 from data.source import DecodedOnce, Source
 from data.synthetic import open_synthetic
 from data.tfds_source import open_digits, open_tfds
@@ -25,6 +26,7 @@ class Opener(Protocol):
 _OPENERS: dict[str, Opener] = {
     "digits": open_digits,
     "folder": open_class_folders,
+    "idx": open_idx,
     "images": open_images,
     "synthetic": open_synthetic,
 }
@@ -39,8 +41,9 @@ def open_source(name: str, split: str, directory: str | None = None, cache: str 
     """Opens a split of a data set.
 
     Args:
-        name: `digits`, `folder:PATH`, `images:PATH` (no labels), `synthetic[:options]`, a registered name, or the name
-            of a set prepared by TFDS as ArrayRecord (`name`, `name/config`, `name:version`).
+        name: `digits`, `folder:PATH`, `idx:PATH` (MNIST's files), `images:PATH` (no labels), `synthetic[:options]`, a
+            registered name, or the name of a set that TFDS prepared as ArrayRecord (`name`, `name/config`,
+            `name:version`).
         split: a split or part of one, such as `train`, `train[:90%]`, `train[100:200]+test`.
         directory: where prepared sets live; None for the default of the source.
         cache: `memory` keeps decoded examples after their first use, `none` does not, `auto` does so for a set whose

@@ -36,7 +36,8 @@ class DualAttentionTransformer(Hierarchy):
       attention: mechanisms of the layers in turn, by name. One name is that of both layers of a pair.
       attention_options: for each mechanism its own options; a single dictionary is for all.
       feed_forward: blocks have an MLP.
-      position_activation: of the convolutions for positions, by name; None for none.
+      positions: blocks have their two depthwise convolutions for positions.
+      position_activation: of these, by name; None for none.
       downsample_size: side of the kernel between stages, see `models.davit_layers.NormedDownsample`.
       norm_first: the norm at the end acts on tokens and not on what is pooled.
       pool: see `models.pooling.GLOBAL_POOLS`; `"catavgmax"` needs `norm_first`.
@@ -66,6 +67,7 @@ class DualAttentionTransformer(Hierarchy):
         attention: str | Sequence[str] = DUAL,
         attention_options: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         feed_forward: bool = True,
+        positions: bool = True,
         position_activation: str | None = None,
         downsample_size: int = 2,
         norm_first: bool = False,
@@ -130,7 +132,12 @@ class DualAttentionTransformer(Hierarchy):
                 )
                 for name, chosen in zip(mechanisms, own, strict=True)
             ]
-            make = partial(PositionedBlock, feed_forward=feed_forward, position_activation=position_activation)
+            make = partial(
+                PositionedBlock,
+                feed_forward=feed_forward,
+                positions=positions,
+                position_activation=position_activation,
+            )
             makers.append([partial(make, one) for one in replaced])
         layers = [len(mechanisms) * depth for depth in depths]
         stacks = stack_stages(makers, layers, rngs=rngs, scan=scan, remat=remat)

@@ -36,6 +36,8 @@ class PositionedBlock(nnx.Module):
 
     Args:
       feed_forward: without it nothing follows `cpe2`.
+      positions: without it there is neither convolution (the options `conv_at_attn` and `conv_at_ffn` of Florence-2's
+        code), and what tells places apart is the stem and what is between stages.
       position_activation: of both convolutions.
     """
 
@@ -45,12 +47,14 @@ class PositionedBlock(nnx.Module):
         rngs: nnx.Rngs,
         *,
         feed_forward: bool = True,
+        positions: bool = True,
         position_activation: str | None = None,
     ):
         self.dropout = options.dropout
         position = {"activation": position_activation, "init": options.init, "dtype": options.dtype, "rngs": rngs}
-        self.cpe1, self.norm1 = ConvPosition(options.width, **position), options.make_norm()
-        self.attn, self.cpe2 = options.make_attention(rngs), ConvPosition(options.width, **position)
+        self.cpe1 = ConvPosition(options.width, **position) if positions else None
+        self.norm1, self.attn = options.make_norm(), options.make_attention(rngs)
+        self.cpe2 = ConvPosition(options.width, **position) if positions else None
         self.norm2 = options.make_norm() if feed_forward else None
         self.mlp = options.make_mlp(rngs) if feed_forward else None
 
@@ -69,12 +73,12 @@ class PositionedBlock(nnx.Module):
     ) -> Float[Array, "B N C"]:
         """As `models.blocks.Block`, on a grid without prefix tokens."""
         keys = [layers.fold_key(key, number) for number in range(5)]
-        x = self.cpe1(x, grid)
+        x = self.cpe1(x, grid) if self.cpe1 is not None else x
         y = self.norm1(x)
         y = self.attn(y, grid, context=context, mask=mask, hook=hook, layer=layer, train=train, key=keys[0])
         y = layers.dropout(y, self.dropout, train=train, key=keys[1])
         x = x + layers.drop_path(y, drop_path, train=train, key=keys[2])
-        x = self.cpe2(x, grid)
+        x = self.cpe2(x, grid) if self.cpe2 is not None else x
         if self.mlp is not None and self.norm2 is not None:
             y = self.mlp(self.norm2(x), train=train, key=keys[3])
             x = x + layers.drop_path(y, drop_path, train=train, key=keys[4])

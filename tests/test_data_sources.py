@@ -1,6 +1,8 @@
 """Sources: built-in, prepared, folders, synthetic; what they hold and what they say when something is wrong."""
 
+import gzip
 import io
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -298,6 +300,62 @@ def test_an_unreadable_image_names_its_file(tmp_path, content):
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert content != b"" or "0 bytes" in str(caught.value)
+
+
+# MNIST's files
+
+
+def idx_file(path, values, pack=False):
+    content = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    (path.with_name(path.name + ".gz") if pack else path).write_bytes(gzip.compress(content) if pack else content)
+
+
+def idx_set(root, train=6, test=4):
+    images = np.arange((train + test) * 3 * 5, dtype=np.uint8).reshape(-1, 3, 5)
+    for first, chosen, pack in (("train", slice(train), True), ("t10k", slice(train, None), False)):
+        idx_file(root / f"{first}-images-idx3-ubyte", images[chosen], pack)
+        idx_file(root / f"{first}-labels-idx1-ubyte", (np.arange(train + test, dtype=np.uint8) % 3)[chosen], pack)
+    return images
+
+
+def test_files_of_mnist_packed_or_not(tmp_path):
+    images = idx_set(tmp_path)
+    train, test = (data.open_source(f"idx:{tmp_path}", split) for split in ("train", "test"))
+    assert (len(train), len(test), train.info.num_classes) == (6, 4, 3)
+    assert train.info.image_shape == (3, 5, 1)
+    assert train.info.splits == {"train": 6, "test": 4}
+    np.testing.assert_array_equal(train[4]["image"], images[4, ..., None])
+    np.testing.assert_array_equal(test[1]["image"], images[7, ..., None])
+    assert [test[index]["label"] for index in range(4)] == [0, 1, 2, 0]
+    joined = data.open_source(f"idx:{tmp_path.name}", "train[4:]+test[:1]", str(tmp_path.parent))
+    assert [joined[index]["label"] for index in range(3)] == [1, 2, 0]
+    batch = next(data.train_stream(train, transforms="to_rgb|resize(8)|normalize", batch_size=2, seed=0))
+    assert batch["image"].shape == (2, 8, 13, 3)
+
+
+def test_damaged_files_of_mnist_are_named(tmp_path):
+    name = f"idx:{tmp_path}"
+    with pytest.raises(FileNotFoundError, match=r"has neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte\.gz"):
+        data.open_source(name, "train")
+    with pytest.raises(ValueError, match="needs its folder"):
+        data.open_source("idx", "train")
+    idx_set(tmp_path)
+    labels, images = tmp_path / "t10k-labels-idx1-ubyte", tmp_path / "t10k-images-idx3-ubyte"
+    good = labels.read_bytes()
+    for content, message in (
+        (good[:-1], r"holds 3 bytes but says that its shape is \(4,\)"),
+        (bytes((0, 0, 9, 1)) + good[4:], "does not begin as an IDX file of bytes with 1 axes"),
+        (b"", "does not begin as an IDX file"),
+        (bytes((0, 0, 8, 1, 0, 0, 0, 3)) + good[8:-1], "has 4 images but 3 labels for test"),
+    ):
+        labels.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            data.open_source(name, "test")
+    labels.write_bytes(good)
+    images.unlink()
+    images.with_name(images.name + ".gz").write_bytes(gzip.compress(good)[:-9])
+    with pytest.raises(ValueError, match="cannot unpack"):
+        data.open_source(name, "test")
 
 
 # Synthetic, registered and cached sets

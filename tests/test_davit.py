@@ -184,6 +184,24 @@ def attends(model):
     return {name.split(".attn.")[1] for name in models.split(model)[1] if ".attn." in name}
 
 
+def test_without_positions_is_with_convolutions_that_give_nothing():
+    options = dict(widths=(8, 16), depths=(1, 1), heads=(2, 4), window=3, image_size=32, num_classes=5)
+    without, model = (
+        models.create("davit_tiny", **options, positions=positions, rngs=nnx.Rngs(0)) for positions in (False, True)
+    )
+    _, params, _ = models.split(model)
+    silent = {name: value for name, value in params.items() if ".cpe" in name}
+    assert len(silent) == 2 * 2 * 2 * len(options["widths"])  # stages, layers, convolutions, kernel and bias
+    graph, fewer, state = models.split(without)
+    assert params.keys() - silent.keys() == fewer.keys()
+    same = models.merge(graph, {name: params[name] for name in fewer}, state)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
+    given = models.split(model)
+    quiet = models.merge(given[0], params | jax.tree.map(jnp.zeros_like, silent), given[2])
+    np.testing.assert_allclose(same(images), quiet(images), rtol=1e-5, atol=1e-6)
+    assert np.abs(same(images) - model(images)).max() > 1e-3
+
+
 def test_attention_is_exchanged_by_name():
     """One name stands for both layers of a pair; a pair can be any length."""
     images = jax.ShapeDtypeStruct((2, 32, 24, 3), jnp.float32)
