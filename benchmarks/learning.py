@@ -1,11 +1,12 @@
 """Does every family learn? Its small configuration and the same model without attention, over several seeds.
 
-    python -m benchmarks.learning [--seeds=3] [--only=swin] [--runs=runs/learning] [--jobs=1] [--write]
+    python -m benchmarks.learning [--set=digits] [--seeds=3] [--only=swin] [--runs=runs/learning] [--jobs=1] [--write]
 
 Trains every `configs/*_digits.py` and the quickstart by the real command, once with its own attention and once with
 `--config.model.attention=identity`, which mixes no tokens, so that what is left are convolutions and pooling. A run
 that is complete is not run again. What the runs' summaries say is kept in `benchmarks/learning.json`; `--write` makes
 docs/results.md of it, and no figure of that page is typed. Run it in a clean checkout: a summary names its commit.
+`--set=fashion` trains the same models on Fashion-MNIST, from Debian's package `dataset-fashion-mnist`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import argparse
 import concurrent.futures
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 
@@ -34,22 +36,49 @@ REFERENCE = "vit_digits"
 CONTROL = "identity"
 TEXT = """# Results: does every family learn?
 
-Small models of every family on scikit-learn's digits (1442 images to learn from, the fixed 355 held out: one image is
-0.28 points), each by its own configuration, and the same model with its attention replaced by `identity`, which mixes
-no tokens. This page is written by
+Small models of every family, each trained by its own configuration, and the same model with its attention replaced by
+`identity`, which mixes no tokens. This page is written by
 
     python -m benchmarks.learning --seeds=3 --write
 
 from the summaries of the runs (`benchmarks/learning.json`); no figure is typed. Top-1 in percent after the last step,
-of the averaged weights.
+of the averaged weights. Seeds are 0, 1, 2 in this order.
+
+{sections}
+
+## What the control says
+
+Digits are small: stems, downsampling and convolutions for positions see a good part of one without any attention, so
+*attention gives* says how much a mechanism adds to what is around it, not how good it is. The small DaViT and MaxViT
+are without convolutions of 3 x 3 in their layers for this reason (`configs/davit_digits.py`, `maxvit_digits.py`).
+"""
+SECTION = """## {title}
 
 {table}
 
-A run is, for instance, `{example}`. Seeds are 0, 1, 2 in this order. Commits: {commits}. Versions: {versions}.
-
-Digits are small: a model with convolutions before and between its stages sees a whole one without any attention, so
-*attention gives* says how much a mechanism adds to what is around it, not how good it is.
+A run is, for instance, `{example}`. Commits: {commits}. Versions: {versions}.
 """
+
+
+class DataSet(NamedTuple):
+    """A set that the models learn; `changes` are made to every configuration."""
+
+    data: str
+    title: str
+    changes: Mapping[str, str]
+
+
+FASHION = "idx:/usr/share/datasets/fashion-mnist"
+SETS = {
+    "digits": DataSet(
+        "digits", "scikit-learn's digits: 1,442 to learn from, 355 held out, so one image is 0.28 points", {}
+    ),
+    "fashion": DataSet(
+        FASHION,
+        "Fashion-MNIST: 60,000 images to learn from, 10,000 held out, 2 epochs",
+        {"data.name": FASHION, "train.steps": "2 epochs"},
+    ),
+}
 KEPT = ("seed", "commit", "parameters", "model", "data", "versions", "finished", "config_hash")
 
 
@@ -59,17 +88,18 @@ def names() -> list[str]:
     return [REFERENCE, "quickstart", *found]
 
 
-def command(name: str, attention: str, seed: int, workdir: str) -> list[str]:
-    """What a user types."""
-    control = [f"--config.model.attention={attention}"] if attention else []
-    return ["train.py", f"--config=configs/{name}.py", f"--workdir={workdir}", f"--config.seed={seed}", *control]
+def command(name: str, attention: str, seed: int, workdir: str, data_set: str = "digits") -> list[str]:
+    """What a user types, as the words after `python`."""
+    changes = dict(SETS[data_set].changes) | ({"model.attention": attention} if attention else {})
+    words = [f"--config.{key}={value}" for key, value in changes.items()]
+    return ["train.py", f"--config=configs/{name}.py", f"--workdir={workdir}", f"--config.seed={seed}", *words]
 
 
-def train(name: str, attention: str, seed: int, folder: Path) -> dict[str, Any]:
+def train(name: str, attention: str, seed: int, folder: Path, data_set: str) -> dict[str, Any]:
     """One run: what its summary says, and the command."""
-    workdir = folder / f"{name}_{attention or 'own'}_{seed}"
+    workdir = folder / data_set / f"{name}_{attention or 'own'}_{seed}"
     done = subprocess.run(
-        [sys.executable, *command(name, attention, seed, str(workdir))],
+        [sys.executable, *command(name, attention, seed, str(workdir), data_set)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
         capture_output=True,
@@ -84,7 +114,9 @@ def train(name: str, attention: str, seed: int, folder: Path) -> dict[str, Any]:
         "config": name,
         "attention": attention,
         "top1": top1,
-        "command": " ".join(["python", *command(name, attention, seed, f"runs/learning/{workdir.name}")]),
+        "command": shlex.join(
+            ["python", *command(name, attention, seed, f"runs/learning/{data_set}/{workdir.name}", data_set)]
+        ),
     } | {key: summary[key] for key in KEPT}
 
 
@@ -119,14 +151,15 @@ def row(name: str, runs: Sequence[Mapping[str, Any]], reference: float) -> dict[
     }
 
 
-def page(runs: Sequence[Mapping[str, Any]]) -> str:
-    """docs/results.md."""
+def section(title: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    """The table of one set."""
     there = [name for name in names() if any(run["config"] == name and not run["attention"] for run in runs)]
     reference = statistics.mean(
         100 * run["top1"] for run in runs if run["config"] == REFERENCE and not run["attention"]
     )
     commits = sorted({run["commit"][:8] + run["commit"][40:] for run in runs})
-    return TEXT.format(
+    return SECTION.format(
+        title=title,
         table=markdown([row(name, runs, reference) for name in there]),
         example=runs[0]["command"],
         commits=", ".join(commits),
@@ -134,8 +167,15 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def page(runs: Sequence[Mapping[str, Any]]) -> str:
+    """docs/results.md, with the sets that have runs."""
+    of_sets = [(one.title, [run for run in runs if run["data"] == one.data]) for one in SETS.values()]
+    return TEXT.format(sections="\n".join(section(title, some) for title, some in of_sets if some).rstrip("\n"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=SETS, default="digits", help="what the models learn")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of a configuration's name")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="where the runs are kept")
@@ -151,9 +191,11 @@ def main() -> None:
         for attention in ("", CONTROL)
     ]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        started = [pool.submit(train, name, attention, seed, options.runs) for name, attention, seed in wanted]
+        started = [
+            pool.submit(train, name, attention, seed, options.runs, options.set) for name, attention, seed in wanted
+        ]
         for run in (job.result() for job in started):
-            key = ("config", "attention", "seed")
+            key = ("data", "config", "attention", "seed")
             store = [old for old in store if any(old[name] != run[name] for name in key)] + [run]
             store.sort(key=lambda one: tuple(one[name] for name in key))
             STORE.write_text(json.dumps(store, indent=1) + "\n")

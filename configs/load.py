@@ -98,7 +98,14 @@ def _apply(values: dict[str, Any], key: str, value: Any) -> None:
         values = values.setdefault(name, {})
         if isinstance(fields, Field):
             # A free group of options: whoever receives them checks the names.
-            values[key.removeprefix(done)] = schema._literal(value) if isinstance(value, str) else value
+            *inner, last = key.removeprefix(done).split(".")
+            for option in inner:
+                if values.get(option) is None:
+                    values[option] = {}
+                values, done = values[option], f"{done}{option}."
+                if not isinstance(values, dict):
+                    raise ValueError(f"config.{key}: '{done[:-1]}' is a value, not a group: {values!r}")
+            values[last] = schema._literal(value) if isinstance(value, str) else value
             return
     if last not in fields:
         known = [k for k in schema.flatten(FIELDS) if k.endswith("." + last)]

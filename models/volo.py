@@ -19,6 +19,7 @@ from models.hierarchy import Hierarchy, Stage, stack_stages
 from models.init import scheme
 from models.layers import DType, LayerNorm, Linear, dropout, fold_key
 from models.names import unknown_name
+from models.pooling import GLOBAL_POOLS
 from models.stack import Stack
 from models.token_mixing import exchange, token_box
 from models.volo_layers import MapPatches, VoloStem
@@ -267,7 +268,7 @@ class Volo(Hierarchy):
         with jax.named_scope("aux_head"):
             tokens = found["token_logits"] = of(self.aux_head, outputs["tokens"][:, 1:], 1)
             if not (train and self.dense) and self.pooling != "none":
-                found["logits"] = logits + 0.5 * tokens.max(axis=1)
+                found["logits"] = logits + 0.5 * GLOBAL_POOLS["max"](tokens)
             if box is not None:
                 back = exchange(tokens.reshape(tokens.shape[0], *shape, -1), box)
                 found["token_logits"] = back.reshape(tokens.shape)

@@ -48,6 +48,16 @@ def test_overrides_take_the_type_of_the_key():
     assert config.model.options["width"] == 32
 
 
+def test_an_entry_of_an_option_is_set_by_itself(tmp_path):
+    path = write(tmp_path, "    config.model.options = dict(convolution=dict(momentum=0.9), width=3)")
+    changes = {"model.options.convolution.size": "1", "model.options.attention_options.kernel.window": "5"}
+    options = configs.load(path, changes).model.options
+    assert dict(options["convolution"]) == {"momentum": 0.9, "size": 1}
+    assert options["attention_options"]["kernel"]["window"] == 5
+    with pytest.raises(ValueError, match=r"'model\.options\.width' is a value, not a group: 3"):
+        configs.load(path, {"model.options.width.first": "1"})
+
+
 def test_command_line_is_split():
     path, overrides, rest = configs.split_arguments(
         ["--config=a.py:x=1", "--config.optim.ema=0.9", "--workdir", "w", "--config.seed", "3"]
