@@ -7,7 +7,7 @@ The second command is the control, the same model whose layers have neither atte
 see one place (`size=1`), because those of 3 x 3 see a whole digit without any attention: with them the control is as
 good as the model.
 
-Cost: 0.20 M parameters, 5.5 M multiply-adds an image forward; about five minutes on two CPU cores.
+Cost: 0.20 M parameters, 5.5 M multiply-adds an image forward; about three minutes on two CPU cores.
 Expected: depends on the seed; docs/results.md has three, beside the other small models.
 """
 

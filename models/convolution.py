@@ -55,7 +55,7 @@ class Conv(nnx.Module):
         dtype = self.dtype or x.dtype
         x, kernel = x.astype(dtype), partition.gathered(self.kernel, dtype)
         size, channels = kernel.shape[0], x.shape[-1]
-        if self.groups == channels == kernel.shape[-1] and 1 < size <= LARGEST:
+        if self.groups == channels == kernel.shape[-1] and size <= LARGEST:
             same = same_pads(x.shape[1:3], size, self.stride)
             y = depthwise(x, kernel, self.stride, same if self.padding == "SAME" else self.padding)
         else:

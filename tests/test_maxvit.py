@@ -161,7 +161,7 @@ def test_running_statistics_keep_ninety_nine_hundredths():
     assert block.pre_norm.eps == block.norm2.eps == 1e-3
 
 
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 2), (2, 2), (7, 1)])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 2), (2, 2), (7, 1), (1, 1), (1, 2)])
 def test_depthwise_convolution_on_a_cpu_is_that_of_xla(size, stride):
     """Of odd maps, without padding and with TensorFlow's; gradients of map and kernel."""
     x, kernel = (
