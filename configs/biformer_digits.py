@@ -8,7 +8,7 @@ each of 16 regions is routed to 4. In the layout of Swin, because the other one'
 any attention.
 
 Cost: 0.21 M parameters, 4.6 M multiply-adds an image forward; about two minutes on two CPU cores.
-Expected: depends on the seed; docs/results.md has three, beside the other small models.
+Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 
 from configs import base, recipes

@@ -8,7 +8,7 @@ blocks have no convolutions for positions, because these see a whole digit witho
 them, the control is as good as the model.
 
 Cost: 0.14 M parameters, 15.1 M multiply-adds an image forward; about four minutes on two CPU cores.
-Expected: depends on the seed; docs/results.md has three, beside the other small models.
+Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 
 from configs import base, recipes

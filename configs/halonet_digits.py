@@ -6,7 +6,7 @@
 The second command is the control, the same model whose attention layers see one place only.
 
 Cost: 0.042 M parameters, 5.0 M multiply-adds an image forward.
-Expected: depends on the seed; docs/results.md has three, beside the other small models.
+Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 
 from configs import base, recipes

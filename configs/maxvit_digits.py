@@ -4,11 +4,10 @@
     python train.py --config=configs/maxvit_digits.py --config.model.attention=identity --workdir=runs/maxvit_identity
 
 The second command is the control, the same model whose layers have neither attention. The convolutions of its layers
-see one place (`size=1`) and have no squeeze-excite: either mixes places without any attention, and with them the control
-is as good as the model.
+see one place (`size=1`) and have no squeeze-excite: either mixes places without any attention.
 
 Cost: 0.20 M parameters, 5.5 M multiply-adds an image forward; about three minutes on two CPU cores.
-Expected: depends on the seed; docs/results.md has three, beside the other small models.
+Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 
 from configs import base, recipes

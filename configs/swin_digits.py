@@ -6,7 +6,7 @@
 The second command is the control, the same model whose tokens see themselves only.
 
 Cost: 0.38 M parameters, 3.9 M multiply-adds an image forward; about two minutes on two CPU cores.
-Expected: depends on the seed; docs/results.md has three, beside the other small models.
+Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 
 from configs import base, recipes
