@@ -28,6 +28,7 @@ from flax import nnx
 import configs
 import models
 from benchmarks.neighborhood_tpu import markdown
+from models.summary import Cost
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "benchmarks" / "learning.json"
@@ -130,24 +131,24 @@ def accuracies(name: str, attention: str, runs: Sequence[Mapping[str, Any]]) -> 
     return [100 * run["top1"] for run in sorted(mine, key=lambda run: run["seed"])]
 
 
-def multiply_adds(name: str) -> int:
-    """Of one image, forward."""
+def cost(name: str) -> Cost:
+    """Parameters of the model, and what one image takes forward."""
     config = configs.load(str(ROOT / "configs" / f"{name}.py"))
     options = {**config.model.options, "image_size": config.data.image_size}
     model = nnx.eval_shape(lambda: models.create(config.model.name, num_classes=10, rngs=nnx.Rngs(0), **options))
     side = config.data.image_size
-    return models.summarize(model, (1, side, side, 3)).total.multiply_adds
+    return models.summarize(model, (1, side, side, 3), activations=False).total
 
 
 def row(name: str, runs: Sequence[Mapping[str, Any]], reference: float) -> dict[str, str]:
     """One line of the table: accuracy in percent, differences in points."""
     own, control = (accuracies(name, attention, runs) for attention in ("", CONTROL))
-    parameters = next(run["parameters"] for run in runs if run["config"] == name)
+    total = cost(name)
     mean = statistics.mean(own)
     return {
         "config": f"`{name}.py`",
-        "parameters": f"{parameters:,}",
-        "multiply-adds, M": f"{multiply_adds(name) / 1e6:.1f}",
+        "parameters": f"{total.parameters:,}",
+        "multiply-adds, M": f"{total.multiply_adds / 1e6:.1f}",
         "top-1 by seed": ", ".join(f"{one:.2f}" for one in own),
         "mean": f"{mean:.2f}",
         "less the ViT": f"{mean - reference:+.2f}",

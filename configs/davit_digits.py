@@ -7,7 +7,8 @@ The second command is the control, the same model whose layers have neither atte
 blocks have no convolutions for positions, because these see a whole digit without any attention: at 32 pixels, and with
 them, the control is as good as the model.
 
-Cost: 0.14 M parameters, 15.1 M multiply-adds an image forward; about four minutes on two CPU cores.
+Cost: 0.14 M parameters, 15.1 M multiply-adds an image forward; four to five minutes as one of two runs
+on two CPU cores.
 Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 

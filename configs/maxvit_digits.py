@@ -6,7 +6,7 @@
 The second command is the control, the same model whose layers have neither attention. The convolutions of its layers
 see one place (`size=1`) and have no squeeze-excite: either mixes places without any attention.
 
-Cost: 0.20 M parameters, 5.5 M multiply-adds an image forward; about three minutes on two CPU cores.
+Cost: 0.20 M parameters, 5.5 M multiply-adds an image forward; four to five minutes as one of two runs on two CPU cores.
 Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 
@@ -17,7 +17,7 @@ def get_config():
     """Returns the configuration."""
     config = recipes.digits(base.get_config(), image_size=32)
     config.model.name = "maxvit_tiny"
-    # The official normal distribution of deviation 0.02 is for wide layers; of these it takes twice the time to learn.
+    # The official normal distribution of deviation 0.02 is for wide layers; these learn slowly from it.
     # The official momentum of batch norms, 0.99, is for runs of many more steps: variances start at one.
     config.model.options = dict(
         widths=(24, 48),

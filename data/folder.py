@@ -25,7 +25,7 @@ def open_class_folders(argument: str, split: str, directory: str | None = None) 
     the others. A folder `val`, `valid` or `validation` also answers to `test` where there is no such folder. Files
     are ordered by the hash of their name, so that a slice of a split is a fair sample of it.
     """
-    root = _root(argument, directory)
+    root = find_folder("folder", argument, directory)
     folders = {name: root / name for name in SPLIT_FOLDERS if (root / name).is_dir() and _folders(root / name)}
     if folders:
         held_out = next((folders[name] for name in ("val", "valid", "validation") if name in folders), None)
@@ -49,7 +49,7 @@ def open_class_folders(argument: str, split: str, directory: str | None = None) 
 
 def open_images(argument: str, split: str = "all", directory: str | None = None) -> Source:
     """`images:PATH`: every image below PATH in the order of its name, without labels; its one split is `all`."""
-    root = _root(argument, directory)
+    root = find_folder("images", argument, directory)
     files = [(name, -1) for name in sorted(_images(root))]
     if not files:
         raise ValueError(f"folder {root} holds no image ({', '.join(EXTENSIONS)})")
@@ -91,10 +91,16 @@ class ImageFiles(Source):
         return str(self._root / self._names[index])
 
 
-def _root(argument: str, directory: str | None) -> Path:
+def find_folder(kind: str, argument: str, directory: str | None) -> Path:
+    """The folder that `kind:argument` names, below `directory` if that is given.
+
+    Raises:
+        ValueError: there is no argument.
+        FileNotFoundError: there is no such folder.
+    """
     root = (Path(directory) / argument if directory else Path(argument)).expanduser()
     if not argument:
-        raise ValueError("a folder needs its path: data.name='folder:PATH'")
+        raise ValueError(f"{kind!r} needs the path of a folder: data.name='{kind}:PATH'")
     if not root.is_dir():
         raise FileNotFoundError(f"folder {root} is a file" if root.exists() else f"folder {root} does not exist")
     return root

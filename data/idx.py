@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.folder import find_folder
 from data.source import ArraySource, Source
 from data.split import select
 
@@ -22,9 +23,7 @@ def open_idx(argument: str, split: str, directory: str | None = None) -> Source:
         FileNotFoundError: there is no such folder or file.
         ValueError: a file is not what its name says.
     """
-    if not argument:
-        raise ValueError("a set in MNIST's format needs its folder: data.name='idx:PATH'")
-    root = (Path(directory) / argument if directory else Path(argument)).expanduser()
+    root = find_folder("idx", argument, directory)
     labels = {name: _read(root, f"{first}-labels-idx1-ubyte", 1) for name, first in FILES.items()}
     sizes = {name: len(values) for name, values in labels.items()}
     classes = max(int(values.max()) + 1 if len(values) else 0 for values in labels.values())

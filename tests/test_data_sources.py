@@ -337,7 +337,7 @@ def test_damaged_files_of_mnist_are_named(tmp_path):
     name = f"idx:{tmp_path}"
     with pytest.raises(FileNotFoundError, match=r"has neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte\.gz"):
         data.open_source(name, "train")
-    with pytest.raises(ValueError, match="needs its folder"):
+    with pytest.raises(ValueError, match=r"'idx' needs the path of a folder"):
         data.open_source("idx", "train")
     idx_set(tmp_path)
     labels, images = tmp_path / "t10k-labels-idx1-ubyte", tmp_path / "t10k-images-idx3-ubyte"
