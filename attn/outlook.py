@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from attn.dense import Hook
+from attn.dense_xla import dropped
 
 
 def outlook_attention(
@@ -62,10 +63,7 @@ def outlook_attention(
     v = edit("v", v.reshape(batch, -1, heads, depth)).reshape(v.shape)
     logits = edit("logits", logits.astype(jnp.float32) * (depth**-0.5 if scale is None else scale))
     probs = edit("probs", jax.nn.softmax(logits, axis=-1))
-    if dropout:
-        if key is None:
-            raise ValueError("attention dropout needs a key: call the model with key=...")
-        probs = jnp.where(jax.random.bernoulli(key, 1 - dropout, probs.shape), probs / (1 - dropout), 0)
+    probs = dropped(probs, dropout, key)
     mixed = jnp.einsum("bvuhoi,bvuhid->bvuhod", probs.astype(v.dtype), _unfold(v, window, stride))
     out = _fold(mixed, (height, width), window, stride)
     return edit("heads", out.reshape(batch, -1, heads, depth)).reshape(out.shape)

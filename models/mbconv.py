@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from models import layers
 from models.batch_norm import BatchNorm
 from models.convolution import Conv
+from models.depthwise import same_pads
 from models.init import scheme
 from models.layers import DType, Linear
 from models.mlp import ACTIVATIONS
@@ -195,10 +196,9 @@ def pool_half(x: Float[Array, "B Y X C"], kind: str, padding: str) -> Float[Arra
     """
     side = 2 if kind.endswith("2") else 3
     if padding == "same":
-        totals = [max((-(-n // 2) - 1) * 2 + side - n, 0) for n in x.shape[1:3]]
-        around = [(total // 2, total - total // 2) for total in totals]
+        around = same_pads(x.shape[1:3], side, 2)
     else:
-        around = [(side // 2, side // 2)] * 2 if side == 3 else [(0, 0)] * 2
+        around = ((side // 2, side // 2),) * 2 if side == 3 else ((0, 0),) * 2
     shape, strides, pads = (1, side, side, 1), (1, 2, 2, 1), ((0, 0), *around, (0, 0))
     if kind.startswith("max"):
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, strides, pads)

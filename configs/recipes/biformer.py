@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from configs.recipes.common import known_model
 from configs.recipes.vit import deit
 
 # Those of Small and STL are in the official commands; Tiny has their default.
@@ -17,8 +18,7 @@ def biformer(config: ConfigDict, name: str) -> ConfigDict:
     Raises:
       ValueError: `name` has no published recipe.
     """
-    if name not in BIFORMER_DROP_PATH:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(BIFORMER_DROP_PATH)}")
+    known_model(name, BIFORMER_DROP_PATH)
     config.model.name = name
     config.data.name = "imagenet2012"
     config.data.eval_split = "validation"

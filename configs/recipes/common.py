@@ -1,6 +1,6 @@
 """What published recipes have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ml_collections import ConfigDict
 
@@ -24,6 +24,12 @@ def imagenet_224(config: ConfigDict) -> None:
     config.log.every_steps = 100
 
 
+def known_model(name: str, recipes: Collection[str]) -> None:
+    """ValueError for a model that these recipes are not for."""
+    if name not in recipes:
+        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(sorted(recipes))}")
+
+
 def from_scratch(
     config: ConfigDict,
     name: str,
@@ -42,8 +48,7 @@ def from_scratch(
     Raises:
       ValueError: `name` has no published recipe.
     """
-    if name not in drop_path:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(drop_path)}")
+    known_model(name, drop_path)
     config.model.name = name
     config.model.drop_path = drop_path[name]
     imagenet_224(config)

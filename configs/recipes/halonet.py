@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.recipes.common import imagenet_224
+from configs.recipes.common import imagenet_224, known_model
 
 # Side of the images, and the drop-path rate. The paper says of the latter that it grows to 0.2; the steps are ours.
 HALONET_PAPER = {
@@ -78,8 +78,7 @@ def halonet_hybrid(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def _start(config: ConfigDict, name: str, known: dict[str, tuple[int, float]]) -> None:
-    if name not in known:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(known)}")
+    known_model(name, known)
     imagenet_224(config)
     config.model.name = name
     config.data.image_size, config.model.drop_path = known[name]

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.recipes.common import imagenet_224
+from configs.recipes.common import imagenet_224, known_model
 
 # Published rates of models trained on ImageNet-1k, at 224 pixels and at every other size after that.
 MAXVIT_DROP_PATH = {"maxvit_tiny": 0.2, "maxvit_small": 0.3, "maxvit_base": 0.4, "maxvit_large": 0.6}
@@ -19,7 +19,7 @@ def maxvit(config: ConfigDict, name: str) -> ConfigDict:
     Raises:
       ValueError: `name` has no published recipe.
     """
-    _known(name, MAXVIT_DROP_PATH)
+    known_model(name, MAXVIT_DROP_PATH)
     config.model.name = name
     config.model.drop_path = MAXVIT_DROP_PATH[name]
     _common(config)
@@ -43,7 +43,7 @@ def maxvit_finetune(config: ConfigDict, name: str, pretrained: str = "imagenet1k
       ValueError: `name` has no published recipe.
     """
     rates = {"imagenet1k": MAXVIT_DROP_PATH, "imagenet21k": MAXVIT_21K_DROP_PATH}[pretrained]
-    _known(name, {f"{size}_{side}" for size in rates for side in SIDES})
+    known_model(name, [f"{size}_{side}" for size in rates for side in SIDES])
     size, _, side = name.rpartition("_")
     config.model.name = name
     config.model.drop_path = rates[size]
@@ -67,8 +67,3 @@ def _common(config: ConfigDict) -> None:
     config.optim.ema = 0.9999
     config.train.label_smoothing = 0.1
     config.train.mixup = 0.8
-
-
-def _known(name: str, names: dict[str, float] | set[str]) -> None:
-    if name not in names:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(sorted(names))}")

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.recipes.common import from_scratch, imagenet_224
+from configs.recipes.common import from_scratch, imagenet_224, known_model
 
 # Published rates, from scratch on ImageNet-1k.
 SWIN_DROP_PATH = {"swin_tiny": 0.2, "swin_small": 0.3, "swin_base": 0.5}
@@ -29,8 +29,7 @@ def swin_finetune(config: ConfigDict, name: str) -> ConfigDict:
     Raises:
       ValueError: `name` has no published recipe.
     """
-    if name not in SWIN_FINETUNED:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(SWIN_FINETUNED)}")
+    known_model(name, SWIN_FINETUNED)
     config.model.name = name
     config.model.drop_path = SWIN_FINETUNED[name]
     imagenet_224(config)

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.recipes.common import imagenet_224
+from configs.recipes.common import imagenet_224, known_model
 
 # Published rates, from scratch on ImageNet-1k at 224 pixels and for larger images.
 VOLO_DROP_PATH = {"volo_d1": 0.1, "volo_d2": 0.2, "volo_d3": 0.5, "volo_d4": 0.5, "volo_d5": 0.75}
@@ -29,8 +29,7 @@ def volo(config: ConfigDict, name: str) -> ConfigDict:
     Raises:
       ValueError: `name` has no published recipe.
     """
-    if name not in VOLO_DROP_PATH:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(VOLO_DROP_PATH)}")
+    known_model(name, VOLO_DROP_PATH)
     _token_labels(config, name)
     config.data.eval_transforms = "resize({size/0.96})|center_crop({size})|normalize"
     config.data.batch_size = 1024
@@ -49,8 +48,7 @@ def volo_finetune(config: ConfigDict, name: str) -> ConfigDict:
     Raises:
       ValueError: `name` has no published recipe.
     """
-    if name not in VOLO_FINETUNED:
-        raise ValueError(f"model {name!r}: there is a recipe for {', '.join(VOLO_FINETUNED)}")
+    known_model(name, VOLO_FINETUNED)
     size, part = VOLO_FINETUNED[name]
     _token_labels(config, name)
     config.data.image_size = size
