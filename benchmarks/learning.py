@@ -27,7 +27,7 @@ from flax import nnx
 
 import configs
 import models
-from benchmarks.neighborhood_tpu import markdown
+from benchmarks.pages import markdown
 from models.summary import Cost
 
 ROOT = Path(__file__).resolve().parent.parent

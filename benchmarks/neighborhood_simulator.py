@@ -20,7 +20,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import tpu_cycles
-from benchmarks.neighborhood_tpu import write
+from benchmarks.neighborhood_tpu import PAGE
+from benchmarks.pages import write_between
 from kernels.neighborhood import simulator
 from kernels.neighborhood.pattern import Pattern, make_pattern
 from tasks import charts
@@ -155,7 +156,7 @@ def main() -> None:
         text = table(pattern, tiles, options.kv_tile, cycles)
         print(text)
         if options.write:
-            write(f"simulator {options.measure}", text)
+            write_between(PAGE, f"simulator {options.measure}", text)
         if options.plot:
             plot(pattern, tiles, options.kv_tile, options.plot)
     except ValueError as error:

@@ -15,13 +15,13 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import tpu_cycles
+from benchmarks.pages import markdown, write_between
 from kernels.neighborhood.pattern import Pattern, make_pattern
 
 ROOT = Path(__file__).resolve().parent
@@ -223,22 +223,6 @@ def row(case: Case, chip: str, others: Mapping[str, Figures]) -> dict[str, str]:
     return cells
 
 
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows under the names of their cells."""
-    names = list(rows[0])
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(one[name] for name in names)} |" for one in rows)])
-
-
-def write(title: str, text: str) -> None:
-    """Puts text into docs/kernels.md between the marks of this title."""
-    begin, end = (f"<!-- {title}: {place} -->" for place in ("begin", "end"))
-    page = PAGE.read_text()
-    if begin not in page:
-        raise ValueError(f"{PAGE.name} has no mark {begin}")
-    PAGE.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", default="v5e", choices=tpu_cycles.TOPOLOGIES)
@@ -259,7 +243,7 @@ def main() -> None:
             text = f"{markdown(rows)}\n\n{options.chip}, {versions()}; splash attention and dense: {source}."
             print(text)
             if options.write:
-                write(f"{title} {options.chip}", text)
+                write_between(PAGE, f"{title} {options.chip}", text)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,18 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import configs
+from benchmarks.pages import marks, write_between
 from training import chips
 
 CONFIG = "configs/vit_b16_imagenet.py"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "plans.md"
-MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
+MARKS = marks("table")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +130,7 @@ def main() -> None:
     text = f"{markdown(columns)}\n\n{versions}."
     print(text)
     if options.write:
-        begin, end = MARKS
-        page = PAGE.read_text()
-        PAGE.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL))
+        write_between(PAGE, "table", text)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import tpu_cycles
-from benchmarks.neighborhood_tpu import markdown, versions
+from benchmarks.neighborhood_tpu import versions
+from benchmarks.pages import markdown, write_between
 
 ROOT = Path(__file__).resolve().parent
 PAGE = ROOT.parent / "docs" / "kernels_routed.md"
@@ -128,15 +128,6 @@ def row(case: Case, chip: str, others: Mapping[str, float]) -> dict[str, str]:
     }
 
 
-def write(chip: str, text: str) -> None:
-    """Puts text into the page between the marks of this chip."""
-    begin, end = (f"<!-- routed {chip}: {place} -->" for place in ("begin", "end"))
-    page = PAGE.read_text()
-    if begin not in page:
-        raise ValueError(f"{PAGE.name} has no mark {begin}")
-    PAGE.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", default="v5e", choices=tpu_cycles.TOPOLOGIES)
@@ -151,7 +142,7 @@ def main() -> None:
     text = f"{markdown(rows)}\n\n{options.chip}, {versions()}."
     print(text)
     if options.write:
-        write(options.chip, text)
+        write_between(PAGE, f"routed {options.chip}", text)
 
 
 if __name__ == "__main__":

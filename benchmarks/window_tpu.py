@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import tpu_cycles
-from benchmarks.neighborhood_tpu import markdown, versions
+from benchmarks.neighborhood_tpu import versions
+from benchmarks.pages import markdown, write_between
 
 ROOT = Path(__file__).resolve().parent
 PAGE = ROOT.parent / "docs" / "kernels_window.md"
@@ -139,15 +139,6 @@ def shifted_row(case: Case, chip: str) -> dict[str, str]:
     return {"case": case.name, "kcycles": f"{case.measure('ours', chip)['figure'] / 1e3:.1f}"}
 
 
-def write(title: str, text: str) -> None:
-    """Puts text into the page between the marks of this title."""
-    begin, end = (f"<!-- {title}: {place} -->" for place in ("begin", "end"))
-    page = PAGE.read_text()
-    if begin not in page:
-        raise ValueError(f"{PAGE.name} has no mark {begin}")
-    PAGE.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", default="v5e", choices=tpu_cycles.TOPOLOGIES)
@@ -169,7 +160,7 @@ def main() -> None:
             print(new, file=sys.stderr, flush=True)
             text = f"{markdown(tables[title])}\n\n{options.chip}, {versions()}."
             if options.write:  # after each case: a table takes most of an hour
-                write(f"{title} {options.chip}", text)
+                write_between(PAGE, f"{title} {options.chip}", text)
     for rows in filter(None, tables.values()):
         print(markdown(rows))
 

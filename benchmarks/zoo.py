@@ -21,7 +21,6 @@ import functools
 import importlib.metadata
 import json
 import platform
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from flax import nnx
 
 import models
 from benchmarks import timm_models
+from benchmarks.pages import marks, write_between
 from models.family import family_of
 from models.published import PUBLISHED
 from models.registry import image_size
@@ -40,7 +40,7 @@ from models.summary import Cost
 ROOT = Path(__file__).resolve().parent
 PAGE = ROOT.parent / "docs" / "models.md"
 FIGURES = ROOT / "zoo_figures"
-MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
+MARKS = marks("table")
 TOPOLOGY = "v5e:1x1"
 CPU_BATCH, TPU_BATCH = 8, 32
 Store = dict[str, dict[str, Any]]
@@ -214,15 +214,6 @@ def rows_of(page: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def write(text: str) -> None:
-    """Puts the table into docs/models.md, between its marks."""
-    begin, end = MARKS
-    page = PAGE.read_text()
-    if begin not in page:
-        raise ValueError(f"{PAGE.name} has no mark {begin}")
-    PAGE.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="pattern of the names to measure; the table has all")
@@ -243,7 +234,7 @@ def main() -> None:
     text = table()
     print(text)
     if not options.print:
-        write(text)
+        write_between(PAGE, "table", text)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import neighborhood_sides, neighborhood_tpu
 from benchmarks.neighborhood_tpu import CASES, DINAT, Case
+from benchmarks.pages import markdown, write_between
 from kernels.neighborhood.pattern import make_pattern
 
 
@@ -106,11 +107,10 @@ def test_least_bytes_and_products():
     assert Case((64, 64), 7, 64, backward=True).least_bytes == 3 * case.least_bytes
 
 
-def test_a_table_goes_between_its_marks(tmp_path, monkeypatch):
+def test_a_table_goes_between_its_marks(tmp_path):
     page = tmp_path / "kernels.md"
     page.write_text("before\n<!-- one: begin -->\nold\n<!-- one: end -->\nafter\n")
-    monkeypatch.setattr(neighborhood_tpu, "PAGE", page)
-    neighborhood_tpu.write("one", neighborhood_tpu.markdown([{"a": "1", "b": ""}]))
+    write_between(page, "one", markdown([{"a": "1", "b": ""}]))
     assert page.read_text() == "before\n<!-- one: begin -->\n| a | b |\n|---|---|\n| 1 |  |\n<!-- one: end -->\nafter\n"
     with pytest.raises(ValueError, match="no mark <!-- two: begin -->"):
-        neighborhood_tpu.write("two", "")
+        write_between(page, "two", "")

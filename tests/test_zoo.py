@@ -9,6 +9,7 @@ import pytest
 
 import models
 from benchmarks import timm_models, zoo
+from benchmarks.pages import write_between
 from models.published import PUBLISHED
 from models.summary import Cost
 
@@ -39,7 +40,7 @@ def test_the_page_has_every_model_and_what_is_published():
 def test_a_table_is_written_between_its_marks_and_read_back(two):
     zoo.keep("cpu", "vit_mu16", {"ours": 30.0, "timm": 20.0, "batch": 8, "versions": "jax 1, torch 2"})
     zoo.keep("v5e", "deit_ti16", {"images": 1234.5, "most_images": 5000, "batch": 32, "versions": "jax 1, libtpu 2"})
-    zoo.write(zoo.table())
+    write_between(zoo.PAGE, "table", zoo.table())
     page = zoo.PAGE.read_text()
     assert page.startswith("before\n")
     assert page.endswith("after\n")
@@ -54,10 +55,10 @@ def test_a_table_is_written_between_its_marks_and_read_back(two):
     assert rows["vit_mu16"]["ours : timm"] == "1.50"
     assert rows["vit_mu16"]["top-1"] == rows["deit_ti16"]["CPU, images/s"] == "-"
     assert "CPU: jax 1, torch 2." in page
-    zoo.write("")
+    write_between(zoo.PAGE, "table", "")
     zoo.PAGE.write_text("nothing")
     with pytest.raises(ValueError, match="no mark"):
-        zoo.write("")
+        write_between(zoo.PAGE, "table", "")
 
 
 def test_what_is_measured(two):
