@@ -6,7 +6,7 @@
 The second command is the control, the same model whose layers have neither attention. The convolutions of its layers
 see one place (`size=1`) and have no squeeze-excite: either mixes places without any attention.
 
-Cost: 0.20 M parameters, 5.5 M multiply-adds an image forward; four to five minutes as one of two runs on two CPU cores.
+Cost: 0.192 M parameters, 5.5 M multiply-adds an image forward; 4 to 5 minutes as one of two runs on two CPU cores.
 Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 

@@ -1,7 +1,6 @@
 """Runs of several processes on the loopback device, each with some CPU devices, by the commands that a user types."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import simulated
 import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,8 +54,7 @@ class Job:
 
     def __init__(self, *arguments, script="train.py", processes=1, devices=1, how=by_flags, own=None):
         port = free_port()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(SCHEDULERS)}
-        environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+        environment = {k: v for k, v in simulated.environment(devices).items() if not k.startswith(SCHEDULERS)}
         self.processes, self._said = [], []
         for i in range(processes):
             # Files, because a pipe could fill up while another one is read.

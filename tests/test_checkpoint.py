@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+import simulated
 from hypothesis import strategies as st
 
 import models
@@ -596,8 +597,8 @@ checkpointer.close()
 
 @pytest.mark.multiprocess
 def test_another_mesh(tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", OTHER_MESH, str(tmp_path)], cwd=ROOT, env=environment, check=True)
+    command = [sys.executable, "-c", OTHER_MESH, str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=simulated.environment(4), check=True)
 
 
 TWO_PROCESSES = """

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simulated
 import tiny
 import tiny_models
 from compiling import for_tpus, needs_compiler
@@ -296,10 +297,9 @@ def test_batch_statistics_are_those_of_the_global_batch(family):
     """Loss and statistics of a train step on eight devices, an example on each, are those of one."""
     if not models.split(tiny_models.abstract(family))[2]:
         pytest.skip("no batch statistics")
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "contract_mesh_job.py"), family],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import simulated
 import tiny
 import tiny_tasks
 from PIL import Image
@@ -122,9 +122,8 @@ def test_a_checkpoint_is_evaluated_without_its_workdir_and_writes_nothing(workdi
 
 @pytest.mark.slow
 def test_four_devices_give_the_same_results(workdir, tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     arguments = [sys.executable, "eval.py", f"--workdir={workdir}", f"--output={tmp_path}", "--config.mesh.fsdp=2"]
-    subprocess.run(arguments, cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run(arguments, cwd=ROOT, env=simulated.environment(4), check=True, capture_output=True)
     one = model_of(workdir)
     expected = one.evaluate(evaluate.open_sets(one.config)["test"])
     found = json.loads((tmp_path / "test.json").read_text())["results"]

@@ -1,10 +1,13 @@
 """What schedulers, variables and flags say about a process, as a table; and whether the manifests say it."""
 
 import argparse
+import subprocess
+import sys
 import threading
 
 import jax
 import pytest
+import simulated
 
 from training import command, launch, processes
 from training.launch import decide
@@ -158,6 +161,40 @@ def test_a_machine_without_accelerator_does_not_look_for_a_tpu(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(command.importlib.util, "find_spec", lambda name: None)
         assert not command.only_cpu()
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({}, None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
+        ({"XLA_FLAGS": "--a --xla_force_host_platform_device_count=800 --b"}, "6400"),
+        ({"JAX_NUM_CPU_DEVICES": "800"}, "6400"),
+        ({"JAX_NUM_CPU_DEVICES": "800", "PJRT_NPROC": "3"}, "3"),
+    ],
+)
+def test_a_cpu_that_stands_for_several_devices_gets_more_threads(variables, threads):
+    command.give_threads(variables)
+    assert variables.get("PJRT_NPROC") == threads
+
+
+@pytest.mark.smoke
+def test_xla_takes_the_threads_that_it_is_given():
+    """The variable is XLA's own, and written down nowhere: a newer one may have another name for it."""
+    script = "import jax, os; jax.device_put(1.0).block_until_ready(); print(len(os.listdir('/proc/self/task')))"
+    few, many = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", script],
+                env=simulated.environment(4, PJRT_NPROC=str(number)),
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for number in (4, 40)
+    )
+    assert many - few >= 36
 
 
 def test_a_single_process_starts_nothing(monkeypatch):

@@ -1,7 +1,6 @@
 """Where arrays live on a mesh: rules by layer, rows of processes, the same numbers on eight devices as on one."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+import simulated
 import tiny
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -168,9 +168,10 @@ def test_eight_devices_compute_what_one_does():
 
     Without the constraints of the layers the compiler gathers activations, which shows that the test would see it.
     """
-    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     script = NUMBERS.format(root=str(ROOT))
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=simulated.environment(8), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     for kind, result in json.loads(done.stdout).items():
         assert result["difference"] < 1e-5, kind

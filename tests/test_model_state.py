@@ -1,7 +1,6 @@
 """Model state besides parameters: through the step, accumulation, average, checkpoint, import, and over a mesh."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simulated
 import tiny
 from flax import nnx
 
@@ -137,25 +137,24 @@ loop.train(config, folder / "vit", terminal=tiny.quiet())
 def test_a_mesh_of_eight_devices_takes_the_steps_of_one(tmp_path):
     """Batch statistics are those of the whole batch, and sharded parameters take the same step."""
     runs = {}
-    for devices, mesh in ((1, "1,1,1"), (8, "2,2,2")):
-        folder = tmp_path / str(devices)
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    for number, mesh in ((1, "1,1,1"), (8, "2,2,2")):
+        folder = tmp_path / str(number)
         subprocess.run(
             [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), str(folder), mesh],
-            env=environment,
+            env=simulated.environment(number),
             check=True,
             timeout=300,
         )
-        runs[devices] = folder
+        runs[number] = folder
     for name in ("normed", "vit"):
-        one, eight = (checkpoint.restore_for_eval(runs[devices] / name) for devices in (1, 8))
+        one, eight = (checkpoint.restore_for_eval(runs[number] / name) for number in (1, 8))
         losses = [
             [
                 json.loads(line)["loss"]
-                for line in (runs[devices] / name / "metrics.jsonl").read_text().splitlines()
+                for line in (runs[number] / name / "metrics.jsonl").read_text().splitlines()
                 if '"train"' in line
             ]
-            for devices in (1, 8)
+            for number in (1, 8)
         ]
         np.testing.assert_allclose(losses[1], losses[0], rtol=2e-5)
         for part in ("params", "model_state"):

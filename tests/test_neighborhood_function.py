@@ -3,7 +3,6 @@ implementations have modules of their own."""
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simulated
 from jax.ad_checkpoint import checkpoint_policies
 from lowering import device, lowered
 
@@ -360,10 +360,9 @@ def test_probabilities_of_queries_that_are_nowhere():
 @pytest.mark.multiprocess
 def test_devices_exchange_sums_of_tables_and_nothing_else():
     """On 2 x 2 x 2 devices: results of one, and no collective of queries, keys, values, outputs or their gradients."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/attention_mesh_job.py")],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,7 +1,6 @@
 """Bi-level routing attention as functions: values and gradients by the definition, ties, transformations, meshes."""
 
 import json
-import os
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import routing_oracle as oracle
+import simulated
 from jax.ad_checkpoint import checkpoint_policies
 
 from attn import bilevel_routing_attention, explain, fallback, routed_attention
@@ -349,10 +349,9 @@ def test_vmap_is_a_loop(mapped, what):
 @pytest.mark.multiprocess
 def test_devices_exchange_nothing():
     """On 2 x 2 x 2 devices: results of one, and no collective at all."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/routing_mesh_job.py")],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,7 +1,6 @@
 """Attention within windows: against float64 in NumPy, what runs where, transformations, meshes, kernels."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import neighborhood_cases as cases
 import numpy as np
 import pytest
+import simulated
 from lowering import lowered
 from test_neighborhood_tpu import interpreted
 
@@ -251,10 +251,9 @@ def test_windows_of_a_batch_compile_without_a_copy(chip):
 @pytest.mark.multiprocess
 def test_devices_exchange_the_gradient_of_the_bias_and_nothing_else():
     """On 2 x 2 x 2 devices: the results of one."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/window_mesh_job.py")],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=300,
