@@ -2,13 +2,14 @@
 
 Block and grid attention are those of MaxViT (arXiv:2204.01697, section 3.2); block attention with shifted windows is
 Swin's (arXiv:2103.14030, section 3.2). Both of MaxViT's are cases of neighborhood attention and run by what implements
-that: blocks are windows with a stride of their size, grids windows with a dilation (docs/neighborhood.md).
+that: blocks are windows with a stride of their size, grids windows with a dilation (docs/neighborhood.md). A shift cuts
+the windows at the border of the map, and what is left there are blocks too, of other sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,8 +39,9 @@ def window_attention(
 ) -> Float[Array, "B Y X H E"]:
     """Softmax attention between the places of each window.
 
-    Without a shift, dropout and a hook this is `neighborhood_attention`, by a kernel where there is one, differentiable
-    in reverse mode and once; else dense attention in each window. `attn.explain` says which.
+    Without dropout and a hook this is `neighborhood_attention`, by a kernel where there is one, differentiable in
+    reverse mode and once; else dense attention in each window. `attn.explain` says which. Shifted windows are up to
+    nine of these, since the border cuts off windows of other sizes on every side.
 
     Args:
       window: rows and columns of a window; they divide the map.
@@ -60,8 +62,10 @@ def window_attention(
         raise ValueError(f"window {tuple(window)}: does not divide a map of {shape}")
     if grid and any(shift):
         raise ValueError(f"shift={tuple(shift)}: a grid cannot be shifted; allowed: (0, 0)")
-    one = not any(shift) and hook is None and not dropout and _is_fit(q, k, v)
-    if one and implementation != "windows":
+    one = hook is None and not dropout and _is_fit(q, k, v) and implementation != "windows"
+    if one and any(shift):
+        return _shifted(q, k, v, window, shift, bias, scale=scale, implementation=implementation)
+    if one:
         cut: Any = {"dilation": tuple(side // size for side, size in zip(shape, window, strict=True))}
         cut = cut if grid else {"stride": tuple(window)}
         cut["implementation"] = implementation
@@ -80,6 +84,61 @@ def window_attention(
     )
     out = from_windows(heads, shape, window, grid=grid)
     return jnp.roll(out, shift, (1, 2)) if any(shift) else out
+
+
+class _Stretch(NamedTuple):
+    """Part of an axis that is cut into windows of one size."""
+
+    begin: int
+    end: int
+    window: int
+
+
+def _stretches(length: int, window: int, shift: int) -> Iterator[_Stretch]:
+    """What blocks that begin `shift` later leave of an axis: a part of a window, whole ones, the rest of the first."""
+    before, after = shift % window, -shift % window
+    for one in (_Stretch(0, before, before), _Stretch(before, length - after, window)):
+        if one.begin < one.end:
+            yield one
+    if after:
+        yield _Stretch(length - after, length, after)
+
+
+def _shifted(
+    q: Float[Array, "B Y X H D"],
+    k: Float[Array, "B Y X H D"],
+    v: Float[Array, "B Y X H E"],
+    window: Sequence[int],
+    shift: Sequence[int],
+    bias: Float[Array, "H V U"] | None,
+    **options: Any,
+) -> Float[Array, "B Y X H E"]:
+    """Shifted windows with neither torus nor mask: block attention in the middle, on the sides and in the corners."""
+    heads = q.shape[3]
+    # Cut with features in one axis: a TPU stores the last two in tiles, and heads would fill a part of each.
+    q, k, v = (x.reshape(*x.shape[:3], -1) for x in (q, k, v))
+    rows = []
+    for down in _stretches(q.shape[1], window[0], shift[0]):
+        row = []
+        for right in _stretches(q.shape[2], window[1], shift[1]):
+            parts = (x[:, down.begin : down.end, right.begin : right.end] for x in (q, k, v))
+            parts = (x.reshape(*x.shape[:3], heads, -1) for x in parts)
+            sizes = (down.window, right.window)
+            out = window_attention(*parts, window=sizes, bias=_of_middle(bias, window, sizes), **options)
+            row.append(out.reshape(*out.shape[:3], -1))
+        rows.append(jnp.concatenate(row, 2))
+    out = jnp.concatenate(rows, 1)
+    return out.reshape(*out.shape[:3], heads, -1)
+
+
+def _of_middle(
+    bias: Float[Array, "H V U"] | None, window: Sequence[int], smaller: Sequence[int]
+) -> Float[Array, "H v u"] | None:
+    """What of a table of biases by relative position windows of a smaller size need."""
+    if bias is None:
+        return None
+    rows, columns = (slice(whole - part, whole + part - 1) for whole, part in zip(window, smaller, strict=True))
+    return bias[:, rows, columns]
 
 
 def to_windows(x: Float[Array, "B Y X *F"], window: Sequence[int], *, grid: bool = False) -> Float[Array, "G N *F"]:

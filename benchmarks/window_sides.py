@@ -103,6 +103,20 @@ def xla(
     return _run(attention, q, k, v, bias, cotangents=cotangents)
 
 
+def rolled(
+    q: Packed, k: Packed, v: Packed, bias: Table, *cotangents: Packed, window: int, grid: bool, shift: int
+) -> tuple[Array, ...]:
+    """Shifted windows as Swin's code has them, by XLA: a map that is rolled, and a mask for what met at its border."""
+
+    def attention(q: Array, k: Array, v: Array, bias: Array) -> Array:
+        q, k, v = (x.reshape(*x.shape[:-1], bias.shape[0], -1) for x in (q, k, v))
+        sizes: Any = {"window": (window,) * 2, "grid": grid, "shift": (shift,) * 2}
+        out = window_attention(q, k, v, bias=bias, implementation="windows", **sizes)
+        return out.reshape(*out.shape[:-2], -1)
+
+    return _run(attention, q, k, v, bias, cotangents=cotangents)
+
+
 def splash(
     q: Packed, k: Packed, v: Packed, bias: Table, *cotangents: Packed, window: int, block: int, grid: bool = False
 ) -> tuple[Array, ...]:

@@ -1,11 +1,13 @@
 """Attention within windows on eight CPU devices, run by `test_window_attention.py` in a process of its own.
 
-Prints, as JSON, for blocks and grids how far results are from those of one device, and what devices exchange.
+Prints, as JSON, for blocks, grids and shifted blocks how far results are from those of one device, and what devices
+exchange.
 """
 
 import json
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +20,19 @@ from attn.window import window_attention
 from training import mesh
 
 SHAPE, WINDOW = (8, 6, 8, 4, 8), (3, 4)
+KINDS: dict[str, dict[str, Any]] = {"block": {}, "grid": {"grid": True}, "shifted": {"shift": (1, 2)}}
 
 
 def main():
     grid = mesh.create(SimpleNamespace(data=2, fsdp=2, tensor=2))
     found = {}
-    for kind in ("block", "grid"):
+    for kind, how in KINDS.items():
         rng = np.random.default_rng(0)
         arrays = [jnp.asarray(rng.normal(size=SHAPE), jnp.float32) for _ in range(4)]
         arrays.append(jnp.asarray(rng.normal(size=(4, 5, 7)), jnp.float32))
 
-        def attend(q, k, v, bias, kind=kind):
-            return window_attention(q, k, v, window=WINDOW, grid=kind == "grid", bias=bias)
+        def attend(q, k, v, bias, how=how):
+            return window_attention(q, k, v, window=WINDOW, bias=bias, **how)
 
         def step(q, k, v, d_out, bias, attend=attend):
             out, pull = jax.vjp(attend, q, k, v, bias)
