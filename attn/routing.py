@@ -31,6 +31,7 @@ ROUTED = Operator(
     "routed_attention",
     (
         Implementation("tpu", "kernels.routed.tpu", platforms=("tpu",)),
+        Implementation("dense", "attn.routed_dense", platforms=("tpu",)),
         Implementation("xla", "attn.routed_xla"),
     ),
 )
@@ -184,7 +185,7 @@ def routed_attention(
       hook: may edit `"logits" "probs"` `[B * R, H, T, K * S]`: T queries of a region and S keys of one, regions as a
         batch. Weights, dropout and hooks take an unfused path.
       layer: handed to the hook.
-      implementation: `"tpu"` or `"xla"`; None: the best for the platform lowered for.
+      implementation: `"tpu"`, `"dense"` or `"xla"`; None: the best for the platform lowered for.
 
     Raises:
       ValueError: shapes that do not belong together; an unknown implementation, or one that refuses.

@@ -158,7 +158,8 @@ def test_what_the_kernel_does_not_have_is_refused(monkeypatch):
         "head dim 24": choice((1, 28, 28, 4, 24)),
         "regions of 4 places": choice((1, 14, 14, 8, 32), topk=16),
     }.items():
-        assert made.implementation == "xla"
+        # Gathered, where that is a small part of the map and where there is a hook.
+        assert made.implementation == ("dense" if reason == "regions of 4 places" else "xla")
         assert reason in made.refused["tpu"], made.refused
     monkeypatch.setattr(tpu, "chip_memory", lambda: 2**20)
     assert "MiB on the chip" in choice().refused["tpu"]

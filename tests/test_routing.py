@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import routing_oracle as oracle
 import simulated
+from jax import ShapeDtypeStruct
 from jax.ad_checkpoint import checkpoint_policies
 
-from attn import bilevel_routing_attention, explain, fallback, routed_attention
+from attn import bilevel_routing_attention, explain, fallback, routed_attention, routed_dense, routed_xla
 from attn.region_pool import POOLS, pool_regions
 from attn.routing import affinity, region_means, route, top_regions
 
@@ -64,6 +65,22 @@ def test_output_and_gradients_are_those_of_the_definition(cut):
         return out, *pull(d_out)
 
     close(run(*inputs[:3], d_out), oracle.attend(*inputs, d_out=d_out, **options)[:4])
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_dense_attention_under_a_mask_is_the_same(cut):
+    """Where a region is named twice, too. The functions themselves, since only TPUs run them by choice."""
+    (q, k, v, indices), _, d_out, options = problem(cut, topk=1 if cut == "one region" else 2)
+    indices[0, 0] = indices[0, 0, 0]
+
+    @jax.jit
+    def run(q, k, v, d_out):
+        out, lse = routed_dense.forward(q, k, v, indices, **options)
+        return (out, lse), routed_dense.backward(q, k, v, indices, out, lse, d_out, **options)
+
+    (out, lse), gradients = run(q, k, v, d_out)
+    close((out, *gradients), oracle.attend(q, k, v, indices, d_out=d_out, **options)[:4])
+    close(lse, routed_xla.forward(q, k, v, indices, **options)[1])
 
 
 @pytest.mark.smoke
@@ -278,7 +295,14 @@ def test_explanations_and_fallbacks():
     inputs, weights, _, options = problem()
     explained = explain(routed_attention, *inputs, **options)
     assert {explained[name].implementation for name in ("cpu", "cuda")} == {"xla"}
+    assert explained["tpu"].implementation == "dense"  # regions too small for the kernel, a third of them gathered
     assert explain(routed_attention, *inputs, weights=weights, **options)["tpu"].implementation == "xla"
+    few = ShapeDtypeStruct((1, 9, 9, 1, 8), np.float32)
+    of_81 = explain(
+        partial(routed_attention, regions=9, scale=1.0), few, few, few, ShapeDtypeStruct((1, 81, 10), np.int32)
+    )["tpu"]
+    assert of_81.implementation == "xla"
+    assert of_81.refused["dense"] == "a map of 8.1 times what is gathered; above 8 gathering is faster"
     with fallback("error"):
         jax.jit(partial(routed_attention, **options)).trace(*inputs).lower(lowering_platforms=("cpu",))
 
