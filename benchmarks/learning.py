@@ -3,9 +3,10 @@
     python -m benchmarks.learning [--set=digits] [--seeds=3] [--only=swin] [--runs=runs/learning] [--jobs=1] [--write]
 
 Trains every `configs/*_digits.py` and the quickstart by the real command, once with its own attention and once with
-`--config.model.attention=identity`, which mixes no tokens, so that what is left are convolutions and pooling. A run
-that is complete is not run again. What the runs' summaries say is kept in `benchmarks/learning.json`; `--write` makes
-docs/results.md of it, and no figure of that page is typed. Run it in a clean checkout: a summary names its commit.
+`--config.model.attention=identity`, which mixes no tokens, so that what is left are convolutions and pooling. What the
+runs' summaries say is kept in `benchmarks/learning.json`, and a run of the same configuration that is there is not run
+again. `--write` makes docs/results.md of it, and no figure of that page is typed. Run it in a clean checkout: a summary
+names its commit.
 `--set=fashion` trains the same models on Fashion-MNIST, from Debian's package `dataset-fashion-mnist`.
 """
 
@@ -125,6 +126,17 @@ def train(name: str, attention: str, seed: int, folder: Path, data_set: str) -> 
     } | {key: summary[key] for key in KEPT}
 
 
+def is_known(store: Sequence[Mapping[str, Any]], name: str, attention: str, seed: int, data_set: str) -> bool:
+    """Whether the store has this run, of the configuration as it is now."""
+    words = command(name, attention, seed, "", data_set)
+    path, overrides, _ = configs.split_arguments(words[1:])
+    digest = configs.digest(configs.load(str(ROOT / str(path)), overrides))
+    return any(
+        (run["config"], run["attention"], run["seed"], run["config_hash"]) == (name, attention, seed, digest)
+        for run in store
+    )
+
+
 def accuracies(name: str, attention: str, runs: Sequence[Mapping[str, Any]]) -> list[float]:
     """In percent, by seed."""
     mine = [run for run in runs if run["config"] == name and run["attention"] == attention]
@@ -199,6 +211,7 @@ def main() -> None:
         for name in names()
         if options.only in name
         for attention in ("", CONTROL)
+        if not is_known(store, name, attention, seed, options.set)
     ]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         started = [

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import configs
 from benchmarks import learning
 from benchmarks.learning import CONTROL, PAGE, REFERENCE, SETS, STORE
 from models.summary import Cost
@@ -45,6 +46,17 @@ def test_every_small_configuration_was_trained_with_some_seeds_and_beside_its_co
         assert trained == {learning.cost(name).parameters}, f"{name} has changed: run python -m benchmarks.learning"
     for one in store:
         assert not one["commit"].endswith("+changes"), one["command"]
+
+
+def test_a_run_is_known_by_its_configuration():
+    path = str(learning.ROOT / "configs" / "swin_digits.py")
+    found = configs.digest(configs.load(path, {"seed": "1", "model.attention": CONTROL}))
+    store = [{"config": "swin_digits", "attention": CONTROL, "seed": 1, "config_hash": found}]
+    assert learning.is_known(store, "swin_digits", CONTROL, 1, "digits")
+    for other in (("swin_digits", CONTROL, 2, "digits"), ("swin_digits", "", 1, "digits")):
+        assert not learning.is_known(store, *other)
+    assert not learning.is_known(store, "swin_digits", CONTROL, 1, "fashion")
+    assert not learning.is_known([store[0] | {"config_hash": "0" * 12}], "swin_digits", CONTROL, 1, "digits")
 
 
 def test_a_row_compares_means(small):
