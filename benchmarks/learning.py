@@ -52,9 +52,11 @@ of the averaged weights. Seeds are 0, 1, 2 in this order.
 
 Digits are small: stems, downsampling and convolutions for positions see a good part of one without any attention, so
 *attention gives* says how much a mechanism adds to what is around it, not how good it is. For this reason the small
-DaViT and MaxViT have no convolutions of 3 x 3 in their layers (`configs/davit_digits.py`, `configs/maxvit_digits.py`),
-the latter no squeeze-excite either. Where the difference is small, this set does not need attention: the quickstart's
-overlapping convolutions see 15 of a digit's 16 pixels, the places of Swin's last stage 8.
+DaViT and MaxViT take images of 64 pixels and have no convolutions of 3 x 3 in their layers, the latter no
+squeeze-excite either, and the small Swin cuts 24 pixels into patches of 2: what a place of their last stage sees
+without attention is a third of a digit across at most. Where the difference is small, nothing of the mechanism is
+needed: a ViT's learned positions make its control a linear model of patches, and the quickstart's overlapping
+convolutions see 15 of a digit's 16 pixels.
 """
 SECTION = """## {title}
 
