@@ -219,11 +219,13 @@ def main() -> None:
         started = [
             pool.submit(train, name, attention, seed, options.runs, options.set) for name, attention, seed in wanted
         ]
-        for run in (job.result() for job in started):
-            key = ("data", "config", "attention", "seed")
-            store = [old for old in store if any(old[name] != run[name] for name in key)] + [run]
-            store.sort(key=lambda one: tuple(one[name] for name in key))
-            STORE.write_text(json.dumps(store, indent=1) + "\n")
+        new = [job.result() for job in started]
+    # Not before the last run has started: the store is under version control, and a run says whether its tree is clean.
+    # A run that was complete when this was interrupted is read from its folder the next time.
+    key = ("data", "config", "attention", "seed")
+    known = {tuple(run[name] for name in key): run for run in (*store, *new)}
+    store = [known[one] for one in sorted(known)]
+    STORE.write_text(json.dumps(store, indent=1) + "\n")
     if options.write:
         PAGE.write_text(page(store))
 
