@@ -211,7 +211,8 @@ def test_all_stop_after_the_same_step(start, stopped):
         peer.say(f"steps 100 {150 if i == stopped else 0}")
     steps = {int(peer.hear()) for peer in peers}
     assert len(steps) == 1
-    assert 150 < steps.pop() < 100_000
+    # The step in which the signal comes may be the last: it counts as taken only after that.
+    assert 150 <= steps.pop() < 100_000
 
 
 def test_a_stop_before_the_first_step_is_not_forgotten(start):
