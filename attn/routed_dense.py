@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Regions = tuple[int, int]
+from attn.routed_xla import Regions
 
 MOST = 8
 """Places of a map for each that is gathered, above which gathering is faster (docs/kernels_routed.md)."""

@@ -6,7 +6,7 @@
 The second command is the control, the same model whose tokens see themselves only. The first stage has 12 x 12 places
 in four windows; patches are small, so that the control's places see no more than a third of a digit across.
 
-Cost: 0.17 M parameters, 4.4 M multiply-adds an image forward; about two minutes on two CPU cores.
+Cost: 0.17 M parameters, 4.4 M multiply-adds an image forward; about three minutes as one of two runs on two CPU cores.
 Expected: depends on the seed; docs/results.md has several, beside the other small models.
 """
 
