@@ -5,6 +5,7 @@ HaloNet (arXiv:2103.12731). The paper has no official code; conventions are thos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,15 +65,15 @@ def halo_attention(
         raise ValueError("halo attention: give height_rel and width_rel, or neither")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     sides, window = (block // stride,) * 2, (block + 2 * halo,) * 2
-    queries = to_windows(q, sides)
+    queries = _cut(q, lambda x: to_windows(x, sides))
     bias = None
     if height_rel is not None and width_rel is not None:
         bias = relative_logits(queries.reshape(-1, *sides, *q.shape[3:]), height_rel, width_rel, window)
         bias = bias * scale if scale_positions else bias
     heads = dense_attention(
         queries,
-        haloed_windows(k, block, halo),
-        haloed_windows(v, block, halo),
+        _cut(k, lambda x: haloed_windows(x, block, halo)),
+        _cut(v, lambda x: haloed_windows(x, block, halo)),
         bias=bias,
         scale=scale,
         dropout=dropout,
@@ -80,7 +81,14 @@ def halo_attention(
         hook=hook,
         layer=layer,
     )
-    return from_windows(heads, q.shape[1:3], sides)
+    out = from_windows(heads.reshape(*heads.shape[:2], -1), q.shape[1:3], sides)
+    return out.reshape(*out.shape[:3], *heads.shape[2:])
+
+
+def _cut(x: Float[Array, "B Y X H D"], cut: Callable[[Array], Array]) -> Float[Array, "G N H D"]:
+    """Cut with features in one axis: a TPU stores the last two in tiles, and heads would fill a part of each."""
+    windows = cut(x.reshape(*x.shape[:3], -1))
+    return windows.reshape(*windows.shape[:2], *x.shape[3:])
 
 
 def haloed_windows(x: Float[Array, "B Y X *F"], block: int, halo: int) -> Float[Array, "G M *F"]:

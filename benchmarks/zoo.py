@@ -1,6 +1,6 @@
 """The table of docs/models.md: every registered model, what it costs, and how fast it is.
 
-    python -m benchmarks.zoo [--only='swin_*'] [--cpu=none|one|all] [--tpu=none|one|all] [--refresh] [--print]
+    python -m benchmarks.zoo [--only swin_small 'vit_*16'] [--cpu=one] [--tpu=all] [--refresh] [--print]
 
 Parameters, multiply-adds and activation memory are traced every time, for every model, which takes minutes. What takes
 longer is kept in benchmarks/zoo_figures/, so that the table is written again without measuring again:
@@ -9,8 +9,8 @@ longer is kept in benchmarks/zoo_figures/, so that the table is written again wi
   (extra `bench`; nothing else should run);
 * `--tpu`: images per second of a train step as compiled for one chip of v5e by its own compiler (extra `plan`).
 
-`one` measures the smallest model of each family, `all` those that `--only` names and that have no figures yet;
-`--refresh` measures again. `--print` shows the table and leaves the page as it is.
+Of the models that `--only` names and that have no figures yet, `one` measures the smallest of each family, `all` every
+one; `--refresh` measures again. `--print` shows the table and leaves the page as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,12 @@ def cost(name: str) -> Cost:
 
 
 @functools.cache
-def families() -> dict[str, list[str]]:
-    """Variants by family, smallest first."""
+def families(only: tuple[str, ...] = ("*",)) -> dict[str, list[str]]:
+    """Variants by family, smallest first, of those whose names fit one of the patterns."""
     found: dict[str, list[str]] = {}
     for name in models.names():
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in only):
+            continue
         found.setdefault(family_of(abstract(name)).name, []).append(name)
     return {family: sorted(names, key=lambda name: cost(name).multiply_adds) for family, names in sorted(found.items())}
 
@@ -140,16 +142,16 @@ def _processor() -> str:
     return f"{len(named)} x {named[0]}" if named else platform.processor()
 
 
-def chosen(which: str, only: str, kind: str, refresh: bool) -> list[str]:
-    """Variants to measure."""
+def chosen(which: str, only: Sequence[str], kind: str, refresh: bool) -> list[str]:
+    """Variants to measure. Only these are traced here, so that the first is measured at once."""
     if which == "none":
         return []
-    groups: Iterable[list[str]] = families().values()
+    groups: Iterable[list[str]] = families(tuple(only)).values()
     if kind == "cpu":
         groups = [[name for name in names if timm_models.timm_name(name)] for names in groups]
     picked = [name for names in groups for name in (names[:1] if which == "one" else names)]
     known = {} if refresh else read(kind)
-    return [name for name in picked if fnmatch.fnmatchcase(name, only) and name not in known]
+    return [name for name in picked if name not in known]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -216,7 +218,7 @@ def rows_of(page: str) -> dict[str, dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="pattern of the names to measure; the table has all")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names to measure; the table has all")
     parser.add_argument("--cpu", choices=("none", "one", "all"), default="none")
     parser.add_argument("--tpu", choices=("none", "one", "all"), default="none")
     parser.add_argument("--refresh", action="store_true", help="measure again what has figures")
