@@ -5,6 +5,8 @@ Yuan et al. 2021, arXiv:2106.13112, section 3.1 and algorithm 1.
 
 from __future__ import annotations
 
+import functools
+import numbers
 from typing import Any
 
 import jax
@@ -13,7 +15,18 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from attn.dense import Hook
-from attn.dense_xla import dropped
+from attn.folding import foldable
+from attn.implementation import PLATFORMS, Implementation, Operator, checked, decide, dispatch
+from attn.outlook_xla import unfused
+from attn.shards import Layout, on_shards
+
+OUTLOOK = Operator(
+    "outlook_attention",
+    (
+        Implementation("tpu", "kernels.outlook.tpu", platforms=("tpu",)),
+        Implementation("xla", "attn.outlook_xla"),
+    ),
+)
 
 
 def outlook_attention(
@@ -27,6 +40,7 @@ def outlook_attention(
     key: PRNGKeyArray | None = None,
     hook: Hook | None = None,
     layer: Any = None,
+    implementation: str | None = None,
 ) -> Float[Array, "B Y X H D"]:
     """Every window mixes its own places; where windows overlap, what they give is summed.
 
@@ -38,6 +52,9 @@ def outlook_attention(
     The sum is not divided by the number of windows, and the zeros around the map have their share of the softmax. What
     windows give outside the map is dropped.
 
+    Where a kernel may run (on any platform) weights are not kept for the backward pass, and there is reverse-mode
+    differentiation only, once; `implementation="xla"` has neither limit. `attn.explain` says what runs where.
+
     Args:
       logits: of each window, for every output place the weights of all input places; `O = I = window ** 2`.
       window: places along each axis, odd. stride: between windows, at most `window`, so that every place is in one.
@@ -45,11 +62,13 @@ def outlook_attention(
       dropout: share of probabilities set to zero (the rest scaled up); needs `key`.
       hook: may edit `"v"` and `"heads"` `[B, Y * X, H, D]`, `"logits"` (scaled) and `"probs"` `[B, V, U, H, O, I]`.
       layer: handed to the hook.
+      implementation: `"tpu"`, a kernel, or `"xla"`; None: the best for the platform lowered for.
 
     The softmax runs in float32 whatever the inputs are; the result has the dtype of `v`.
 
     Raises:
-      ValueError: a window that is even or shorter than the stride, or logits that are not those of its windows.
+      ValueError: a window that is even or shorter than the stride, or logits that are not those of its windows; an
+        unknown implementation, or one that refuses.
     """
     check_windows(window, stride)
     batch, height, width, heads, depth = v.shape
@@ -61,12 +80,77 @@ def outlook_attention(
         return value if hook is None else hook(site, value, layer)
 
     v = edit("v", v.reshape(batch, -1, heads, depth)).reshape(v.shape)
-    logits = edit("logits", logits.astype(jnp.float32) * (depth**-0.5 if scale is None else scale))
-    probs = edit("probs", jax.nn.softmax(logits, axis=-1))
-    probs = dropped(probs, dropout, key)
-    mixed = jnp.einsum("bvuhoi,bvuhid->bvuhod", probs.astype(v.dtype), _unfold(v, window, stride))
-    out = _fold(mixed, (height, width), window, stride)
+    scale = depth**-0.5 if scale is None else scale
+    asked = {"dropout": bool(dropout), "hook": hook is not None}
+    asked["scale that is an array"] = not isinstance(scale, numbers.Real)
+    beside = tuple(name for name in asked if asked[name])
+    options = {"window": window, "stride": stride, "beside": beside}
+    if implementation is None:
+        fused = any(OUTLOOK.choose(name, (logits, v), **options).implementation != "xla" for name in PLATFORMS)
+    else:
+        fused = OUTLOOK.named(implementation).name != "xla"
+    if fused and not beside:
+        out = _fused(window, stride, float(scale), implementation, logits, v)
+    else:
+        about = _about(window, stride, beside)
+        choices = decide(OUTLOOK, (logits, v), options, about=about, forced=implementation)
+        logits = checked(OUTLOOK, (logits, v), choices, about=about)
+        out = unfused(logits, v, window=window, stride=stride, scale=scale, dropout=dropout, key=key, edit=edit)
     return edit("heads", out.reshape(batch, -1, heads, depth)).reshape(out.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _fused(window: int, stride: int, scale: float, implementation: str | None, logits: Array, v: Array) -> Array:
+    return _step(window, stride, scale, implementation, "forward")(logits, v)[0]
+
+
+def _fused_forward(
+    window: int, stride: int, scale: float, implementation: str | None, *inputs: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    return _step(window, stride, scale, implementation, "forward")(*inputs)[0], inputs
+
+
+def _fused_backward(
+    window: int, stride: int, scale: float, implementation: str | None, inputs: tuple[Array, ...], d_out: Array
+) -> Any:
+    return _step(window, stride, scale, implementation, "backward")(*inputs, d_out)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+@functools.lru_cache(maxsize=1024)
+def _step(window: int, stride: int, scale: float, implementation: str | None, step: str) -> Any:
+    """`forward` or `backward` of the implementation that is chosen, over a mesh, and under vmap."""
+    weights: Layout = ("batch", None, None, "heads", None, None)
+    places: Layout = ("batch", None, None, "heads", None)
+
+    def layouts(*arguments: Any) -> tuple[list[Layout | None], list[Layout | None]]:
+        into: list[Layout | None] = [weights, places, places]
+        out_of: list[Layout | None] = [places] if step == "forward" else [weights, places]
+        return into[: len(arguments)], out_of
+
+    def on_one_device(*arguments: Any) -> tuple[Array, ...]:
+        return dispatch(
+            OUTLOOK,
+            step,
+            arguments[:2],
+            arguments[2:],
+            options={"window": window, "stride": stride, "beside": ()},
+            settings={"window": window, "stride": stride, "scale": scale},
+            about=_about(window, stride, ()),
+            forced=implementation,
+        )
+
+    def everywhere(*arguments: Any) -> tuple[Array, ...]:
+        return on_shards(on_one_device, arguments, *layouts(*arguments))
+
+    return foldable(everywhere, layouts, keys=1)
+
+
+def _about(window: int, stride: int, beside: tuple[str, ...]) -> str:
+    """The options as text."""
+    return f"window={window}, stride={stride}" + (f", with {', '.join(beside)}" if beside else "")
 
 
 def check_windows(window: int, stride: int) -> None:
@@ -85,52 +169,3 @@ def outlook_centres(x: Float[Array, "B Y X C"], *, stride: int = 2) -> Float[Arr
     sums = x.reshape(batch, rows, stride, columns, stride, channels).sum((2, 4))
     down, across = (np.minimum(stride, n - stride * np.arange(-(-n // stride))) for n in (height, width))
     return sums / (down[:, None] * across)[..., None].astype(sums.dtype)
-
-
-# The map with its zeros is cut into cells of `stride` places; a window has the first `window` places from its own cell
-# on. Rows and columns one after the other take slices and sums of whole cells: no gather, and no zeros in between.
-
-
-def _unfold(v: Float[Array, "B Y X H D"], window: int, stride: int) -> Float[Array, "B V U H I D"]:
-    """The places of every window, zeros outside the map."""
-    v = _windows(_windows(v, 2, window, stride), 1, window, stride)  # [B, V, rows, U, columns, H, D]
-    v = v.transpose(0, 1, 3, 5, 2, 4, 6)
-    return v.reshape(*v.shape[:4], window**2, v.shape[-1])
-
-
-def _fold(
-    y: Float[Array, "B V U H O D"], shape: tuple[int, int], window: int, stride: int
-) -> Float[Array, "B Y X H D"]:
-    """Transpose of `_unfold`: sums at every place what the windows have there."""
-    y = y.reshape(*y.shape[:4], window, window, y.shape[-1]).transpose(0, 1, 4, 2, 5, 3, 6)
-    return _overlaid(_overlaid(y, 3, shape[1], window, stride), 1, shape[0], window, stride)
-
-
-def _windows(x: Array, axis: int, window: int, stride: int) -> Array:
-    """Axis of places to axes (window, place inside the window)."""
-    count, reach = -(-x.shape[axis] // stride), (window - 1) // stride
-    around = [(0, 0)] * x.ndim
-    around[axis] = (window // 2, (count + reach) * stride - x.shape[axis] - window // 2)
-    x = jnp.pad(x, around)
-    cells = x.reshape(*x.shape[:axis], count + reach, stride, *x.shape[axis + 1 :])
-
-    def place(number: int) -> Array:
-        own = jax.lax.slice_in_dim(cells, number // stride, number // stride + count, axis=axis)
-        return jax.lax.index_in_dim(own, number % stride, axis + 1, keepdims=False)
-
-    return jnp.stack([place(number) for number in range(window)], axis + 1)
-
-
-def _overlaid(y: Array, axis: int, length: int, window: int, stride: int) -> Array:
-    """Axes (window, place inside the window) to an axis of `length` places."""
-    reach = (window - 1) // stride
-
-    def place(number: int) -> Array:
-        around = [(0, 0)] * (y.ndim - 1)
-        around[axis] = (number // stride, reach - number // stride)
-        return jnp.pad(jax.lax.index_in_dim(y, number, axis + 1, keepdims=False), around)
-
-    sums = [sum(map(place, range(first + stride, window, stride)), start=place(first)) for first in range(stride)]
-    cells = jnp.stack(sums, axis + 1)
-    places = cells.reshape(*cells.shape[:axis], -1, *cells.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(places, window // 2, window // 2 + length, axis=axis)

@@ -10,7 +10,7 @@ from attention_mesh_job import EXCHANGE
 from compiling import for_tpus, needs_compiler
 from jax.sharding import NamedSharding, PartitionSpec
 
-from attn import dense_attention, dense_splash, neighborhood_attention, routed_attention
+from attn import dense_attention, dense_splash, neighborhood_attention, outlook_attention, routed_attention
 from training import chips, mesh
 
 pytestmark = [pytest.mark.plan, needs_compiler]
@@ -69,6 +69,16 @@ def test_routed_attention_runs_its_kernels_alone(grid):
     def attend(q, k, v):
         routes = jnp.arange(2 * 4).reshape(2, 4, 1) % 4
         return routed_attention(q, k, v, routes, regions=(2, 2), scale=0.5)
+
+    text = compiled(grid, attend, (2, 8, 8, 4, 32))
+    assert text.count("tpu_custom_call") >= 2
+    assert exchanged(text) == []
+
+
+def test_outlook_attention_runs_its_kernels_alone(grid):
+    def attend(q, k, v):
+        centres = [x[:, ::2, ::2, :, :9] for x in (q, k)]
+        return outlook_attention(centres[0][..., :, None] * centres[1][..., None, :], v)
 
     text = compiled(grid, attend, (2, 8, 8, 4, 32))
     assert text.count("tpu_custom_call") >= 2

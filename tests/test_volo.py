@@ -225,7 +225,7 @@ def test_positions_and_class_token_do_not_decay():
     [
         ({"heads": (2,)}, r"depths=\(2, 3\) and heads=\(2,\): one entry for each stage"),
         ({"mlp_ratio": (2.0,)}, r"mlp_ratio=\(2.0,\): one entry"),
-        ({"downsamples": (False, False)}, r"widths=\(8, 16\): the width changes behind stage 0 without downsampling"),
+        ({"downsamples": (False, False)}, r"widths=\(32, 16\): the width changes behind stage 0 without downsampling"),
         ({"downsamples": (True, True)}, "no stage follows the last one"),
         ({"position_stage": 2}, "position_stage=2; allowed: 0 to 1"),
         ({"pool": "mean"}, "unknown pool 'mean'"),

@@ -34,7 +34,8 @@ TINY: dict[str, tuple[str, dict]] = {
     ),
     "volo": (
         "volo_d1",
-        dict(depths=(2, 3), widths=(8, 16), heads=(2, 2), downsamples=(True, False), outlook=(True, False))
+        # Heads of 16 channels, which the kernel of outlook attention takes.
+        dict(depths=(2, 3), widths=(32, 16), heads=(2, 2), downsamples=(True, False), outlook=(True, False))
         | dict(stem_width=8, patch_size=4, image_size=32),
     ),
     "swin": ("swin_tiny", dict(width=8, depths=(3, 2), heads=(2, 4), window=4, image_size=32)),

@@ -1,0 +1,1 @@
+"""Kernels of outlook attention (VOLO, arXiv:2106.13112)."""
