@@ -14,6 +14,7 @@ import models
 from attn import Grid
 from attn.halo import halo_attention, haloed_windows
 from attn.relative_logits import bottleneck_attention, relative_logits
+from benchmarks import halo_sides
 from models.halonet_attention import BottleneckAttention, HaloAttention
 
 # Compiling takes longer than these programs run.
@@ -112,6 +113,18 @@ def test_scale_is_that_of_the_head_width_and_tables_may_be_left_out():
     none = np.zeros_like(table)
     expected = halo_loops(q, k, v, none, none, block=4, halo=1, stride=1, scale=3**-0.5, scale_positions=False)
     np.testing.assert_allclose(run(partial(halo_attention, block=4, halo=1), q, k, v), expected, atol=1e-5)
+
+
+def test_the_benchmark_is_the_operator():
+    q, k, v, height_rel, width_rel = operands(4, 1, 1, (8, 8))
+    packed = [array.reshape(*array.shape[:3], -1) for array in (q, k, v)]
+    out, *gradients = run(
+        partial(halo_sides.both, heads=2, block=4, halo=1), *packed, height_rel, width_rel, np.ones_like(packed[2])
+    )
+    settings = {"block": 4, "halo": 1, "stride": 1, "scale": 3**-0.5, "scale_positions": False}
+    expected = halo_loops(q, k, v, height_rel, width_rel, **settings)
+    np.testing.assert_allclose(out, expected.reshape(out.shape), atol=1e-5)
+    assert [one.shape for one in gradients] == [array.shape for array in (*packed, height_rel, width_rel)]
 
 
 def test_windows_are_those_of_a_padded_map():

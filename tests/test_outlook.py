@@ -11,28 +11,16 @@ from official import QUICK_COMPILE
 
 from attn import Grid, outlook_attention
 from attn.outlook import outlook_centres
+from kernels.outlook import oracle
 from models.outlook import OutlookAttention
 
 # (rows, columns, window, stride): odd and even sides, maps smaller than a window, other windows.
 MAPS = [(4, 6, 3, 2), (5, 7, 3, 2), (1, 2, 3, 2), (5, 4, 3, 1), (7, 5, 5, 2), (8, 7, 5, 3), (5, 3, 1, 1), (7, 4, 3, 3)]
 
 
-def loops(logits, v, window, stride, scale):
-    """The definition, one window and one pair of places at a time."""
-    batch, rows, columns, heads, _ = v.shape
-    out = np.zeros_like(v)
-    half = window // 2
-    offsets = [(a - half, b - half) for a in range(window) for b in range(window)]
-    for b, r, c, h in np.ndindex(batch, *logits.shape[1:3], heads):
-        places = [(r * stride + down, c * stride + right) for down, right in offsets]
-        for o, (y, x) in enumerate(places):
-            weights = np.exp(scale * logits[b, r, c, h, o])
-            weights /= weights.sum()
-            if 0 <= y < rows and 0 <= x < columns:
-                for weight, (i, j) in zip(weights, places, strict=True):
-                    if 0 <= i < rows and 0 <= j < columns:
-                        out[b, y, x, h] += weight * v[b, i, j, h]
-    return out
+def definition(logits, v, window, stride, scale):
+    """One window after the other, in float64."""
+    return oracle.forward(logits, v, window=window, stride=stride, scale=scale)[0]
 
 
 def arrays(rows, columns, window, stride, batch=2, heads=2, depth=3, seed=0):
@@ -51,7 +39,7 @@ def run(logits, v, window, stride, **options):
 def test_it_equals_the_definition(rows, columns, window, stride):
     logits, v = arrays(rows, columns, window, stride)
     for scale in (None, 0.7):
-        expected = loops(logits, v, window, stride, 3**-0.5 if scale is None else scale)
+        expected = definition(logits, v, window, stride, 3**-0.5 if scale is None else scale)
         np.testing.assert_allclose(run(logits, v, window, stride, scale=scale), expected, rtol=0, atol=2e-6)
 
 
@@ -73,7 +61,7 @@ def test_gradients_are_those_of_the_definition(rows, columns, window, stride):
         slope = 0.0
         for sign in (1, -1):
             moved = [array + sign * 1e-5 * step for array, step in zip((logits, v), steps, strict=True)]
-            slope += sign * np.sum(d_out * loops(*moved, window, stride, 3**-0.5)) / 2e-5
+            slope += sign * np.sum(d_out * definition(*moved, window, stride, 3**-0.5)) / 2e-5
         ours = sum(float(np.sum(np.asarray(g, np.float64) * step)) for g, step in zip(found, steps, strict=True))
         size = np.sqrt(sum(float(np.sum(np.square(g))) for g in found))
         assert abs(ours - slope) < 2e-6 * size, (ours, slope)
@@ -112,7 +100,7 @@ def test_hooks_see_and_edit():
     assert seen["v"].shape == seen["heads"].shape == (2, 20, 2, 3)
     np.testing.assert_allclose(seen["logits"], logits * 3**-0.5, rtol=1e-6)
     np.testing.assert_allclose(seen["probs"].sum(-1), 1, rtol=1e-6)
-    np.testing.assert_allclose(out, loops(0 * logits, v, 3, 2, 1.0), atol=1e-6)
+    np.testing.assert_allclose(out, definition(0 * logits, v, 3, 2, 1.0), atol=1e-6)
     np.testing.assert_array_equal(seen["heads"].reshape(out.shape), out)
 
 
@@ -131,7 +119,7 @@ def test_bfloat16_has_its_softmax_in_float32():
     sites = {}
     out = outlook_attention(*low, hook=lambda site, value, layer: sites.setdefault(site, value))
     assert (out.dtype, sites["logits"].dtype, sites["probs"].dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
-    exact = loops(*(np.asarray(array, np.float64) for array in low), 3, 2, 3**-0.5)
+    exact = definition(*(np.asarray(array, np.float64) for array in low), 3, 2, 3**-0.5)
     np.testing.assert_allclose(np.asarray(out, np.float64), exact, atol=0.03)
 
 
@@ -172,7 +160,7 @@ def test_the_module_computes_what_the_paper_says():
     blocks = [[grid[:, r : r + 2, c : c + 2] for c in (0, 2)] for r in (0, 2, 4)]
     centres = np.stack([np.stack([block.mean((1, 2)) for block in row], 1) for row in blocks], 1)
     logits = (centres @ weights).reshape(2, 3, 2, 2, 9, 9)
-    heads = loops(logits, (grid @ value).reshape(2, 5, 3, 2, 4), 3, 2, 0.5)
+    heads = definition(logits, (grid @ value).reshape(2, 5, 3, 2, 4), 3, 2, 0.5)
     found = jax.jit(lambda x: module(x, Grid((5, 3))), compiler_options=QUICK_COMPILE)(x)
     np.testing.assert_allclose(found, heads.reshape(2, 15, 8) @ proj, atol=1e-5)
 

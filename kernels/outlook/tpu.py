@@ -15,10 +15,9 @@ _DTYPES = ("float32", "bfloat16")
 _LANES = 128
 _ROWS = 16
 """Channels that a head has a multiple of: rows of a vector of a narrow type."""
-
-
-_WINDOWS = 1024
-"""At most; a head's windows are written out one vector after the other, and more would make too long a program."""
+_CHANNELS, _WINDOWS = 32, 1024
+"""Of a head, at most, or as many windows fewer as it has more channels: both are on the chip, written out one vector
+after the other."""
 
 
 def refuse(logits: Any, v: Any, *, window: int, stride: int, beside: tuple[str, ...] = ()) -> str | None:
@@ -32,9 +31,9 @@ def refuse(logits: Any, v: Any, *, window: int, stride: int, beside: tuple[str, 
             return f"dtype {array.dtype}; the kernel takes {' and '.join(_DTYPES)}"
     if v.shape[-1] % _ROWS:
         return f"head dim {v.shape[-1]}; the kernel takes multiples of {_ROWS}"
-    windows = math.prod(logits.shape[1:3])
-    if windows > _WINDOWS:
-        return f"{windows} windows; the kernel takes up to {_WINDOWS}"
+    windows, channels = math.prod(logits.shape[1:3]), v.shape[-1]
+    if windows * max(channels, _CHANNELS) > _WINDOWS * _CHANNELS:
+        return f"{windows} windows of {channels} channels; the kernel takes up to {_WINDOWS} of {_CHANNELS}"
     return None
 
 
