@@ -15,7 +15,7 @@ _DTYPES = ("float32", "bfloat16")
 _LANES = 128
 _ROWS = 16
 """Channels that a head has a multiple of: rows of a vector of a narrow type."""
-_CHANNELS, _WINDOWS = 32, 1024
+_CHANNELS, _WINDOWS = 128, 1024
 """Of a head, at most, or as many windows fewer as it has more channels: both are on the chip, written out one vector
 after the other."""
 
