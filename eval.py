@@ -20,7 +20,8 @@ from typing import Any
 
 import configs
 from configs import Config
-from training import command, processes, workdir
+from training.distributed import processes
+from training.run import command, workdir
 
 
 def main(arguments: list[str]) -> int:
@@ -43,11 +44,11 @@ def main(arguments: list[str]) -> int:
     launch = command.start_jax("", options)
     if options.export and launch.processes > 1:
         raise ValueError("--export: is for one process")
-    from models import weight_files  # after start_jax, which sets what JAX reads once
-    from training import checkpoint
+    from models.weights import files  # after start_jax, which sets what JAX reads once
+    from training.checkpoints import checkpoint
 
     place = options.workdir or options.checkpoint
-    official = options.checkpoint is not None and weight_files.is_weight_file(options.checkpoint)
+    official = options.checkpoint is not None and files.is_weight_file(options.checkpoint)
     if official and not path:
         raise ValueError(f"--checkpoint={place}: a file of weights has no configuration; give --config=FILE")
     if official and options.step is not None:
@@ -98,13 +99,14 @@ def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | 
 
 
 def _official(config: Config, file: str) -> dict[str, Any]:
-    from training import evaluate, initial
+    from training.checkpoints import initial
+    from training.evaluation import evaluate
 
     return initial.read_official(file, config, next(iter(evaluate.open_sets(config).values())).info)
 
 
 def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None) -> int:
-    from training import evaluate, export, trained
+    from training.evaluation import evaluate, export, trained
 
     assert folder is not None
     info = None if saved else next(iter(evaluate.open_sets(config).values())).info
@@ -114,7 +116,7 @@ def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | Non
 
 
 def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, output: Path | None) -> int:
-    from training import predict, results, trained
+    from training.evaluation import predict, results, trained
 
     assert output is not None
     model = trained.load(saved, config, use_ema=use_ema)
@@ -125,7 +127,7 @@ def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, outp
 
 
 def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, output: Path | None) -> int:
-    from training import evaluate, generate, trained
+    from training.evaluation import evaluate, generate, trained
 
     assert output is not None
     source = next(iter(evaluate.open_sets(config).values()))
@@ -135,7 +137,7 @@ def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, outp
 
 
 def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None) -> int:
-    from training import evaluate, results, trained
+    from training.evaluation import evaluate, results, trained
 
     sets = evaluate.open_sets(config)
     model = trained.load(saved, config, use_ema=use_ema, info=next(iter(sets.values())).info)

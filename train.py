@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 
 import configs
-from training import chips, command, processes, workdir
+from training.distributed import processes
+from training.plans import chips
+from training.run import command, workdir
 
 
 def main(arguments: list[str]) -> int:
@@ -52,12 +54,12 @@ def main(arguments: list[str]) -> int:
         topology = chips.parse(options.plan)
         chips.use_compiler()
         command.start_jax("")
-        from training import plan_report
+        from training.plans import plan_report
 
         plan_report.command(config, topology, batches=not options.no_batch_search)
         return 0
     launch = command.start_jax(config.log.cache_directory, options)
-    from training import loop  # after start_jax, which sets what JAX reads once
+    from training.run import loop  # after start_jax, which sets what JAX reads once
 
     if options.dry_run and launch.processes > 1:
         raise ValueError("--dry_run: is for one process; for several, --config.train.steps=2 and a workdir of its own")

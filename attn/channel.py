@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from attn.dense import Hook, dense_attention
+from attn.dense.api import Hook, dense_attention
 
 
 def channel_attention(

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from attn.dense import Hook, dense_attention
-from attn.relative_logits import relative_logits
-from attn.window import from_windows, to_windows
+from attn.common.relative_logits import relative_logits
+from attn.common.windows import from_windows, to_windows
+from attn.dense.api import Hook, dense_attention
 
 
 def halo_attention(

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from attn.dense import Hook, dense_attention
-from attn.neighborhood import neighborhood_attention
-from attn.neighborhood_arguments import DTYPES
-from attn.relative import relative_position_bias
+from attn.common.relative import relative_position_bias
+from attn.common.windows import from_windows, to_windows
+from attn.dense.api import Hook, dense_attention
+from attn.neighborhood.api import neighborhood_attention
+from attn.neighborhood.arguments import DTYPES
 
 
 def window_attention(
@@ -141,39 +142,13 @@ def _of_middle(
     return bias[:, rows, columns]
 
 
-def to_windows(x: Float[Array, "B Y X *F"], window: Sequence[int], *, grid: bool = False) -> Float[Array, "G N *F"]:
-    """The windows of all examples one after the other, places of each in row-major order."""
-    batch, height, width, *features = x.shape
-    rows, columns = window
-    if grid:
-        x = x.reshape(batch, rows, height // rows, columns, width // columns, *features)
-        x = jnp.moveaxis(x, (2, 4), (1, 2))
-    else:
-        x = x.reshape(batch, height // rows, rows, width // columns, columns, *features)
-        x = jnp.moveaxis(x, 3, 2)
-    return x.reshape(-1, rows * columns, *features)
-
-
-def from_windows(
-    x: Float[Array, "G N *F"], shape: Sequence[int], window: Sequence[int], *, grid: bool = False
-) -> Float[Array, "B Y X *F"]:
-    """Inverse of `to_windows` for maps of `shape`."""
-    (height, width), (rows, columns) = shape, window
-    down, right = height // rows, width // columns
-    x = x.reshape(-1, down, right, rows, columns, *x.shape[2:])
-    x = jnp.moveaxis(x, (1, 2), (2, 4)) if grid else jnp.moveaxis(x, 2, 3)
-    return x.reshape(x.shape[0], height, width, *x.shape[5:])
-
-
 def _is_fit(*arrays: Array) -> bool:
     """Whether neighborhood attention takes arrays of these dtypes."""
     dtypes = {str(array.dtype) for array in arrays}
     return len(dtypes) == 1 and dtypes <= set(DTYPES)
 
 
-def _same_side(
-    shape: Sequence[int], window: Sequence[int], shift: Sequence[int], batch: int
-) -> Bool[Array, "G 1 N N"]:
+def _same_side(shape: Sequence[int], window: Sequence[int], shift: Sequence[int], batch: int) -> Bool[Array, "G 1 N N"]:
     """Which places of a window of the rolled map lie on one side of the map's border, for all examples."""
     sides = [np.arange(n) >= n - by if by else np.zeros(n, bool) for n, by in zip(shape, shift, strict=True)]
     # The last `shift` rows of the rolled map were its first ones.

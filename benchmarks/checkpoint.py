@@ -4,8 +4,8 @@
 
 For each number of parameters a state as AdamW has it (parameters and two moments, float32, 150 arrays each as in a ViT
 with 12 unrolled layers) is saved in one run by `orbax.checkpoint.AsyncCheckpointer` called from the loop, and by
-`training.checkpoint`. Prints one JSON line each: the median milliseconds that the call held the loop, the longest, the
-first, and the seconds until the checkpoint was complete.
+`training.checkpoints.checkpoint`. Prints one JSON line each: the median milliseconds that the call held the loop, the
+longest, the first, and the seconds until the checkpoint was complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.checkpoint import Checkpointer
+from training.checkpoints.checkpoint import Checkpointer
 
 ARRAYS = 150
 
@@ -71,7 +71,7 @@ def main() -> None:
                 )
             with Checkpointer(f"{folder}/fovea", keep_last=1) as ours:
                 mine = measure(lambda step: ours.save(step, state, {}), ours.wait, arguments.repeats)  # noqa: B023
-        for name, row in (("orbax in the loop", naive), ("training.checkpoint", mine)):
+        for name, row in (("orbax in the loop", naive), ("training.checkpoints.checkpoint", mine)):
             print(json.dumps({"save": name, "parameters": parameters, "state_MB": megabytes, **row}), flush=True)
         ratio = round(naive["blocked_ms"] / mine["blocked_ms"], 1)
         print(json.dumps({"ratio": ratio, "parameters": parameters}), flush=True)

@@ -29,7 +29,7 @@ from flax import nnx
 import configs
 import models
 from benchmarks.pages import markdown
-from models.summary import Cost
+from models.core.summary import Cost
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "benchmarks" / "learning.json"

@@ -31,7 +31,7 @@ from flax import nnx
 
 import models
 from benchmarks import timm_models
-from models.registry import image_size
+from models.core.registry import image_size
 
 DROP_PATH = 0.1
 Works = Mapping[str, Callable[[], Any]]

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn import dense_attention, neighborhood_reference, neighborhood_xla
+from attn import dense_attention
+from attn.neighborhood import reference, xla
 from kernels.neighborhood.pattern import Pattern, make_pattern
 
 WORKS = ("forward", "forward + backward")
@@ -164,8 +165,8 @@ def main() -> None:
         compiled = {
             side: programs(case, works)
             for side, works in {
-                "xla": ours(case, neighborhood_xla),
-                "gather": ours(case, neighborhood_reference),
+                "xla": ours(case, xla),
+                "gather": ours(case, reference),
                 "dense": masked(case),
             }.items()
         }

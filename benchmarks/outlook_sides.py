@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float
 
-from attn.outlook import outlook_attention
+from attn.outlook.api import outlook_attention
 
 PLACES = 9
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tasks import charts
-from training import report
+from training.evaluation import report
 
 
 def main() -> None:

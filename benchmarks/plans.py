@@ -19,7 +19,7 @@ from typing import Any
 
 import configs
 from benchmarks.pages import marks, write_between
-from training import chips
+from training.plans import chips
 
 CONFIG = "configs/vit_b16_imagenet.py"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "plans.md"
@@ -47,7 +47,7 @@ CASES = (
 
 def column(case: Case, search: bool) -> dict[str, str]:
     """Figures of one case by name."""
-    from training import plan, plan_report  # after `use_compiler`
+    from training.plans import plan, plan_report  # after `use_compiler`
 
     config = configs.load(CONFIG, case.changes)
     topology = chips.parse(case.topology)

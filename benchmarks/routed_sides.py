@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from attn.routing import routed_attention
+from attn.routed.api import routed_attention
 
 Packed = Float[Array, "B Y X HD"]
 Indices = Int[Array, "B R topk"]
@@ -31,7 +31,7 @@ def _run(function: Callable[..., Array], arguments: tuple[Array, ...], cotangent
 def operator(
     q: Packed, k: Packed, v: Packed, indices: Indices, *cotangents: Packed, heads: int, regions: int, name: str
 ) -> tuple:
-    """`attn.routing.routed_attention` by the implementation of this name."""
+    """`attn.routed.api.routed_attention` by the implementation of this name."""
 
     def attention(q: Array, k: Array, v: Array) -> Array:
         return _operator(q, k, v, indices, heads, regions, name)

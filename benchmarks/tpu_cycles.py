@@ -3,7 +3,7 @@
     python -m benchmarks.tpu_cycles MODULE:FUNCTION 'bf16[1,4096,256]' ... [--static='{"window": 7}'] [--chip=v5e]
 
 Needs the extra `plan`. The function is compiled in a process of its own (where the compiler writes its dumps is fixed
-when it is loaded), each Pallas kernel in it is read by `benchmarks/llo.py`, the rest by `training/hlo_cost.py`.
+when it is loaded), each Pallas kernel in it is read by `benchmarks/llo.py`, the rest by `training/plans/hlo_cost.py`.
 The figure is the sum over kernels of max(issue cycles, bytes / bandwidth) plus the compiler's estimates of the cycles
 of its own operations, and no less than all copied bytes / bandwidth.
 """
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import llo
-from training import hlo, hlo_cost
-from training.chips import CHIPS
+from training.plans import hlo, hlo_cost
+from training.plans.chips import CHIPS
 
 ROOT = Path(__file__).resolve().parent.parent
 # The smallest topology of each kind that can be described.

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attn.relative import relative_position_bias
-from attn.window import from_windows, to_windows, window_attention
+from attn.common.relative import relative_position_bias
+from attn.common.windows import from_windows, to_windows
+from attn.window import window_attention
 from kernels.neighborhood.pattern import make_pattern
 
 Packed = Float[Array, "B Y X HD"]
@@ -52,7 +53,7 @@ def ours(
         if implementation is None:
             out = window_attention(q, k, v, window=(window,) * 2, grid=grid, shift=(shift,) * 2, bias=bias)
         else:
-            from attn.neighborhood import neighborhood_attention
+            from attn.neighborhood.api import neighborhood_attention
 
             cut: Any = {"dilation": q.shape[1] // window} if grid else {"stride": window}
             out = neighborhood_attention(q, k, v, window=window, bias=bias, implementation=implementation, **cut)

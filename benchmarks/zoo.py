@@ -32,10 +32,10 @@ from flax import nnx
 import models
 from benchmarks import timm_models
 from benchmarks.pages import marks, write_between
-from models.family import family_of
-from models.published import PUBLISHED
-from models.registry import image_size
-from models.summary import Cost
+from models.core.published import PUBLISHED
+from models.core.registry import image_size
+from models.core.summary import Cost
+from models.weights.family import family_of
 
 ROOT = Path(__file__).resolve().parent
 PAGE = ROOT.parent / "docs" / "models.md"
@@ -107,7 +107,7 @@ def measure_cpu(name: str, rounds: int = 5) -> dict[str, Any]:
 def measure_tpu(name: str) -> dict[str, Any]:
     """Images per second of a train step with AdamW in bfloat16, and the largest batch tried that fits."""
     import configs
-    from training import chips, plan  # after `use_compiler`
+    from training.plans import chips, plan  # after `use_compiler`
 
     batch = TPU_BATCH
     while True:
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="leave the page as it is")
     options = parser.parse_args()
     if options.tpu != "none":
-        from training import chips
+        from training.plans import chips
 
         chips.use_compiler()
     for kind, which, measured in (("cpu", options.cpu, measure_cpu), ("v5e", options.tpu, measure_tpu)):

@@ -1,28 +1,12 @@
 """Models: made by name, split into flat dictionaries of arrays, and merged again."""
 
-# These register what they define.
-import models.biformer_family
-import models.biformer_variants
-import models.davit_family
-import models.davit_variants
-import models.halonet_family
-import models.halonet_variants
-import models.maxvit_family
-import models.maxvit_variants
-import models.nat_family
-import models.nat_variants
-import models.operator_families
-import models.swin_family
-import models.swin_variants
-import models.vit_family
-import models.vit_variants
-import models.volo_family
-import models.volo_variants  # noqa: F401
-from models.adapt import adapt
-from models.registry import create, names, register, reset_classifier, variant
-from models.state import Graph, merge, split, stack, unrolled_names, unstack
-from models.summary import summarize
-from models.weights import convert_weights, export_weights, load_weights
+import models.families  # noqa: F401  (its folders declare what there is)
+from models.core.registry import create, names, register, reset_classifier, variant
+from models.core.state import Graph, merge, split, stack, unrolled_names, unstack
+from models.core.summary import summarize
+from models.weights.adapt import adapt
+from models.weights.family import register_family
+from models.weights.load import convert_weights, export_weights, load_weights
 
 __all__ = [
     "Graph",
@@ -34,6 +18,7 @@ __all__ = [
     "merge",
     "names",
     "register",
+    "register_family",
     "reset_classifier",
     "split",
     "stack",

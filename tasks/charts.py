@@ -1,4 +1,5 @@
-"""Pictures of a classifier's results for the evaluation report. The style is shared with `training/report.py`.
+"""Pictures of a classifier's results for the evaluation report. The style is shared with
+`training/evaluation/report.py`.
 
 Figures are drawn without pyplot, so nothing global is touched and no display is needed.
 """

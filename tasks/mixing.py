@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.token_mixing import cut_box
+from models.layers.cutmix import cut_box
 
 
 def mix(

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from attn import explain, neighborhood_attention
-from attn.shards import MESH_AXES
-from training import mesh
+from attn.core.shards import MESH_AXES
+from training.distributed import mesh
 
 NAMES = ("q", "k", "v", "bias", "extra_keys", "extra_values")
 SHAPE, WINDOW, DIM, EXTRA = (6, 5), (3, 4), 8, 2

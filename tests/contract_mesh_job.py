@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import tiny_models
 
 import models
-from models import partition
-from training import mesh
+from models.core import sharding
+from training.distributed import mesh
 
 
 def largest(one, eight):
@@ -39,7 +39,7 @@ def main(family):
     value, statistics = jax.jit(loss)(params, state, images)
 
     grid = mesh.create(SimpleNamespace(data=4, fsdp=2, tensor=1))
-    rules = partition.rules(model)
+    rules = sharding.rules(model)
     placed = [mesh.tree_shardings(flat, rules, grid) for flat in (params, state)]
     arguments = (*placed, mesh.batch_sharding(grid))
     run = jax.jit(mesh.under(grid, loss), in_shardings=arguments, out_shardings=(mesh.replicated(grid), placed[1]))

@@ -6,7 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from training import command, processes
+from training.distributed import processes
+from training.run import command
 
 if __name__ == "__main__":
     processes.SHARED_SECONDS = 0.5

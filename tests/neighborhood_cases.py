@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn import dense_attention, neighborhood_reference
+from attn import dense_attention
+from attn.neighborhood import reference
 from kernels.neighborhood import oracle
 from kernels.neighborhood.pattern import Pattern, make_pattern
 
@@ -204,7 +205,7 @@ def dense(problem: Problem) -> dict[str, np.ndarray | None]:
     extra_keys = problem.arguments[4]
     extra = 0 if extra_keys is None else extra_keys.shape[1]
     mask = np.pad(pattern.mask(), ((0, 0), (0, extra)), constant_values=True)
-    keys, valid, relative = neighborhood_reference.tables(pattern)
+    keys, valid, relative = reference.tables(pattern)
     keys = np.where(valid, keys, pattern.tokens + extra)  # out of bounds: dropped
     rows = np.arange(pattern.tokens)[:, None]
 

@@ -5,9 +5,9 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from references import REFERENCES
 
 import models
-from models.family import FAMILIES
 
 QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
@@ -15,7 +15,7 @@ SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_head
 
 def build(**arguments):
     """An abstract ViT for timm's constructor arguments."""
-    return FAMILIES["vit"].build(SMALL | arguments)
+    return REFERENCES["vit"].build(SMALL | arguments)
 
 
 def own_values(model, seed=0):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.launch import Launch
-from training.lifeline import Lifeline
+from training.distributed.launch import Launch
+from training.distributed.lifeline import Lifeline
 
 
 def serve_echo(port):

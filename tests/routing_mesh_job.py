@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from attn import explain, routed_attention
-from attn.shards import MESH_AXES
-from training import mesh
+from attn.core.shards import MESH_AXES
+from training.distributed import mesh
 
 SHAPE, REGIONS, TOPK, DIM = (4, 6), (2, 3), 2, 8
 BATCH, HEADS = (MESH_AXES[kind] for kind in ("batch", "heads"))

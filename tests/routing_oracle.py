@@ -63,7 +63,7 @@ def attend(q, k, v, indices, *, regions, scale, weights=None, d_out=None):
 
 
 def pool(x, regions, *, kind, size):
-    """Keys of every region pooled; see `attn.region_pool`."""
+    """Keys of every region pooled; see `attn.routed.region_pool`."""
     reduce = np.max if kind.endswith("max") else np.mean
     batch, *shape = x.shape[:3]
     sizes = [side // count for side, count in zip(shape, regions, strict=True)]

@@ -2,7 +2,7 @@
 
 import os
 
-from training import command
+from training.run import command
 
 
 def environment(devices, **more):

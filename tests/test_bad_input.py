@@ -53,7 +53,7 @@ def run(arguments, env=None, timeout=120):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A finished run with two checkpoints, made once."""
-    from training import loop
+    from training.run import loop
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     loop.train(tiny.config(checkpoint__every_steps=2), folder, terminal=tiny.quiet())
@@ -433,7 +433,7 @@ def test_a_full_disk_in_a_save_is_one_line_and_earlier_checkpoints_stay(tmp_path
         assert process.returncode not in (0, 75)
         assert re.search(r"^error: .*(could not be saved|No space left).*", err, re.MULTILINE), err
         assert "Traceback" not in err
-        from training import checkpoint
+        from training.checkpoints import checkpoint
 
         newest = max(int(p.name) for p in (disk / "run" / "checkpoints").iterdir() if p.name.isdigit())
         assert f"newest complete one is {newest}" in err

@@ -53,7 +53,7 @@ def test_imports_run_one_way():
 
 @pytest.mark.parametrize(
     ("home", "source"),
-    [("attn", "from models import vit"), ("data", "import configs"), ("models", "def f():\n  import training.loop")],
+    [("attn", "from models import core"), ("data", "import configs"), ("models", "def f():\n  import training.run")],
 )
 def test_a_turned_arrow_is_found(home, source):
     assert list(violations(source, home, "planted.py"))

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import configs
-from training.log import Terminal
+from training.run.log import Terminal
 
 # Shared by all tests and their child processes: the same small programs are compiled once.
 CACHE = Path(tempfile.gettempdir()) / "fovea-test-cache"

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from attn import explain
 from attn.window import window_attention
-from training import mesh
+from training.distributed import mesh
 
 SHAPE, WINDOW = (8, 6, 8, 4, 8), (3, 4)
 KINDS: dict[str, dict[str, Any]] = {"block": {}, "grid": {"grid": True}, "shifted": {"shift": (1, 2)}}

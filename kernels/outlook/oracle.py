@@ -1,7 +1,7 @@
 """Outlook attention by its definition: NumPy, float64, one window after the other over its explicit places.
 
-What the kernels are compared with. Arguments and results are those of an implementation (`attn/outlook.py`), as float64
-arrays (VOLO, arXiv:2106.13112, algorithm 1).
+What the kernels are compared with. Arguments and results are those of an implementation (`attn/outlook/api.py`), as
+float64 arrays (VOLO, arXiv:2106.13112, algorithm 1).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Routed attention by its definition: NumPy, float64, one region of queries after the other over its explicit keys.
 
-What the kernels are compared with. Arguments and results are those of an implementation (`attn/routing.py`), as float64
+What the kernels are compared with. Arguments and results are those of an implementation (`attn/routed/api.py`), as
+float64
 arrays: softmax attention of every query to all places of the regions that its own region is routed to (BiFormer,
 arXiv:2303.08810, section 3.2).
 """

@@ -1,7 +1,7 @@
 """Every reference file through its family: outputs, intermediate values, input gradients, and weights there and back.
 
-Files are those of this folder, which are committed, and of `$GOLDEN_DIR` (default: `shared/golden/shared` next to the
-repository), which may hold any configuration: a model is built from its file's own `config`.
+Files are those of `tests/families`, which are committed, and of `$GOLDEN_DIR` (default: `shared/golden/shared` next to
+the repository), which may hold any configuration: a model is built from its file's own `config`.
 """
 
 import fnmatch
@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import REFERENCES, reference_of
 
 import models
-from models.family import FAMILIES, family_of_reference
 
 HERE = Path(__file__).resolve().parent
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", HERE.parents[2] / "shared" / "golden" / "shared"))
-COMMITTED = sorted(HERE.glob("*.npz"))
+COMMITTED = sorted(HERE.parent.glob("families/*/*.npz"))
 SHARED = sorted(GOLDEN_DIR.glob("*.npz"))
-COVERED = [path for path in SHARED if family_of_reference(path.stem)]
+COVERED = [path for path in SHARED if reference_of(path.stem)]
 TOLERANCE = 1e-4
 # These run once on tiny inputs: half the time of the test would go into optimizing them.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -51,20 +51,21 @@ def forward(model):
 
 
 def check(path, **overrides):
-    family = family_of_reference(path.stem)
+    reference = reference_of(path.stem)
     config, arrays, weights = load(path)
-    model = family.build(config, **overrides)
+    model = reference.build(config, **overrides)
     if model is not None:
         models.load_weights(model, weights)
     variables, merged = forward(model)
-    inputs = {name: arrays.pop(name) for name in list(arrays) if any(fnmatch.fnmatch(name, p) for p in family.inputs)}
+    of_inputs = [name for name in arrays if any(fnmatch.fnmatch(name, pattern) for pattern in reference.inputs)]
+    inputs = {name: arrays.pop(name) for name in of_inputs}
     gradients = {name: arrays.pop(f"d{name}") for name in inputs if f"d{name}" in arrays}
     stages = config.get("_stage_modules", [])
 
     @partial(jax.jit, compiler_options=QUICK_COMPILE)
     def evaluate(variables, inputs):
         def values(varied):
-            found = family.evaluate(merged(variables), inputs | varied, config, stages)
+            found = reference.evaluate(merged(variables), inputs | varied, config, stages)
             return found.get("y"), found
 
         y, pullback, found = jax.vjp(values, {name: inputs[name] for name in gradients}, has_aux=True)
@@ -92,22 +93,22 @@ def test_references(path):
 
 
 @pytest.mark.golden
-@by_name("path", [path for path in COVERED if family_of_reference(path.stem).stacked])
+@by_name("path", [path for path in COVERED if reference_of(path.stem).stacked])
 def test_references_unrolled(path):
     check(path, scan=False)
 
 
 def test_layer_index_reaches_unrolled_blocks():
-    check(HERE / "vit_differential.npz", scan=False)
+    check(HERE.parent / "families" / "vit" / "vit_differential.npz", scan=False)
 
 
-@by_name("path", [path for path in COMMITTED + COVERED if family_of_reference(path.stem).model])
+@by_name("path", [path for path in COMMITTED + COVERED if reference_of(path.stem).family])
 def test_weights_come_back_bit_for_bit(path):
     config, _, weights = load(path)
-    family = family_of_reference(path.stem)
-    model = family.build(config)
+    reference = reference_of(path.stem)
+    model = reference.build(config)
     models.load_weights(model, weights)
-    if any(dialect.recognize(weights.keys()) for dialect in family.dialects):
+    if any(dialect.recognize(weights.keys()) for dialect in reference.family.dialects):
         pytest.skip("a dialect: its names are read, and written in those of the family")
     exported = models.export_weights(model)
     assert exported.keys() == weights.keys()
@@ -153,9 +154,9 @@ def test_families_know_their_files():
         "attn_merge": "attn_merge",
         "na_ops": "na_ops",
     }
-    found = {stem: family_of_reference(stem) for stem in expected}
+    found = {stem: reference_of(stem) for stem in expected}
     assert {stem: family and family.name for stem, family in found.items()} == expected
     # No file is claimed twice: the order in which families are registered does not matter.
     for stem in expected:
-        claims = [f.name for f in FAMILIES.values() if any(fnmatch.fnmatchcase(stem, p) for p in f.golden)]
+        claims = [f.name for f in REFERENCES.values() if any(fnmatch.fnmatchcase(stem, p) for p in f.golden)]
         assert len(claims) <= 1, claims

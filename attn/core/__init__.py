@@ -1,0 +1,1 @@
+"""What every operator shares: the choice of an implementation, meshes, `jax.vmap`."""

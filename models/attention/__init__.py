@@ -1,0 +1,1 @@
+"""Attention mechanisms as modules, one a file."""

@@ -1,0 +1,1 @@
+"""What every model shares: stacks of blocks, state, registry, sharding, initialization."""

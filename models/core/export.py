@@ -1,0 +1,68 @@
+"""A model as one function in a file that JAX alone can load: no class, no configuration and no weights beside it."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export
+
+from models.core.errors import unknown_name
+from models.core.state import merge, split
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+MOST_BYTES = 2**31 - 2**24  # a serialized function is one flatbuffer, below 2 GiB
+
+
+def export_inference(
+    model: nnx.Module, image_shape: Sequence[int], platforms: Sequence[str] = PLATFORMS
+) -> export.Exported:
+    """`logits = model(images)` as StableHLO, for any number of images.
+
+    The weights are constants of the function, so its serialized form is complete: it is as large as they are.
+
+        function = jax.export.deserialize(export_inference(model, (224, 224, 3)).serialize())
+        logits = function.call(images)  # float32 [B, 224, 224, 3], normalized as in training
+
+    Args:
+      model: evaluated as by `model(images)`, in the dtype of its computation; its arrays may be on any devices of this
+        process.
+      image_shape: (height, width, channels), fixed.
+      platforms: any of `PLATFORMS`; the function is lowered for each, whatever devices are here.
+
+    Raises:
+      ValueError: the shape or a platform is impossible, the model has shapes in place of weights or too many of them
+        for one file, or something in it has no form that can be stored for these platforms and any batch; one line.
+    """
+    shape = tuple(image_shape)
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(f"image_shape={shape}: takes (height, width, channels), all positive")
+    if not platforms:
+        raise ValueError(f"platforms: name at least one of {', '.join(PLATFORMS)}")
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise ValueError(unknown_name("platform", platform, PLATFORMS))
+    graph, params, state = split(model)
+    leaves = {**params, **state}
+    if abstract := [name for name, leaf in leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)]:
+        raise ValueError(f"a model without weights cannot be exported: {abstract[0]} is only a shape")
+    if (total := sum(leaf.nbytes for leaf in leaves.values())) > MOST_BYTES:
+        raise ValueError(
+            f"the weights take {total / 2**30:.2f} GiB, a function with its weights in one file at most "
+            f"{MOST_BYTES / 2**30:.2f} GiB"
+        )
+    # As host arrays they belong to no device, so the function can run on any.
+    params, state = ({name: np.asarray(leaf) for name, leaf in part.items()} for part in (params, state))
+
+    def logits(images: jax.Array) -> jax.Array:
+        return merge(graph, params, state)(images)
+
+    (batch,) = export.symbolic_shape("batch")
+    try:
+        return export.export(jax.jit(logits), platforms=tuple(platforms))(
+            jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+        )
+    except (jax.errors.InconclusiveDimensionOperation, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the model cannot be exported for {', '.join(platforms)} and any batch: {reason}") from error

@@ -1,0 +1,33 @@
+"""Rematerialization by name: what the forward pass of a block keeps for the backward pass."""
+
+from collections.abc import Callable
+
+import jax
+from jax.ad_checkpoint import checkpoint_policies as policies
+
+from models.core.errors import unknown_name
+
+REMAT: dict[str, tuple[str, Callable | None]] = {
+    "none": ("keep what differentiation asks for; no recomputation", None),
+    "full": ("keep only each block's input; recompute the block", policies.nothing_saveable),
+    "dots": ("keep the results of all matrix products, attention logits included", policies.dots_saveable),
+    "dots_no_batch": (
+        "keep matrix products without batch axes (the linear layers); recompute attention logits and elementwise work",
+        policies.dots_with_no_batch_dims_saveable,
+    ),
+    "attention": (
+        "keep projections, per-head outputs and MLP hidden units; recompute the score matrices and elementwise work",
+        policies.save_only_these_names("attention_qkv", "attention_heads", "attention_lse", "mlp_hidden"),
+    ),
+}
+"""Name -> (meaning, policy of `jax.checkpoint`)."""
+
+
+def rematerialized(function: Callable, remat: str, *, inside_scan: bool) -> Callable:
+    """`function` under the named policy. ValueError for an unknown name."""
+    if remat not in REMAT:
+        raise ValueError(unknown_name("remat policy", remat, REMAT))
+    if remat == "none":
+        return function
+    # A scan body cannot be merged with its recomputation by common-subexpression elimination, so it needs no barrier.
+    return jax.checkpoint(function, policy=REMAT[remat][1], prevent_cse=not inside_scan)

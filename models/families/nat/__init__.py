@@ -1,0 +1,12 @@
+"""NAT (arXiv:2204.07143), DiNAT, DiNAT_s and their isotropic twins (arXiv:2209.15001)."""
+
+from models.families.nat.isotropic import IsotropicTransformer
+from models.families.nat.model import NeighborhoodTransformer
+from models.families.nat.variants import ISOTROPIC, PUBLISHED, VARIANTS
+from models.families.nat.weights import isotropic_table, nat_table
+from models.weights.family import Family
+
+FAMILIES = (
+    Family("nat", NeighborhoodTransformer, VARIANTS, PUBLISHED, layouts={"torch": nat_table}),
+    Family("nat_isotropic", IsotropicTransformer, ISOTROPIC, layouts={"torch": isotropic_table}),
+)

@@ -1,0 +1,8 @@
+"""Swin Transformer (arXiv:2103.14030): attention within windows, shifted in every other layer."""
+
+from models.families.swin.model import SwinTransformer
+from models.families.swin.variants import PUBLISHED, VARIANTS
+from models.families.swin.weights import SWIN_DIALECTS, swin_table
+from models.weights.family import Family
+
+FAMILY = Family("swin", SwinTransformer, VARIANTS, PUBLISHED, layouts={"torch": swin_table}, dialects=SWIN_DIALECTS)

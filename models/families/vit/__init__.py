@@ -1,0 +1,16 @@
+"""Vision Transformers: ViT, DeiT, DeiT-III, DINOv2, SigLIP and CLIP towers. The model is the isotropic host itself."""
+
+from models.families.vit.dialects import VIT_DIALECTS
+from models.families.vit.variants import PUBLISHED, VARIANTS
+from models.families.vit.weights import big_vision_table, torch_table
+from models.hosts.isotropic import VisionTransformer
+from models.weights.family import Family
+
+FAMILY = Family(
+    "vit",
+    VisionTransformer,
+    VARIANTS,
+    PUBLISHED,
+    layouts={"torch": torch_table, "big_vision": big_vision_table},
+    dialects=VIT_DIALECTS,
+)

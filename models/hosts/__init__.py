@@ -1,0 +1,1 @@
+"""Bodies that hold mechanisms: stacks on one map, and hierarchies of maps."""

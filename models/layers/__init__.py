@@ -1,0 +1,1 @@
+"""Small layers, by topic."""

@@ -1,0 +1,166 @@
+"""Configuration files, overrides and their errors."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+import configs
+from configs import schema
+from configs.base import FIELDS
+
+pytestmark = pytest.mark.smoke
+
+QUICKSTART = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.py")
+SMALL = {"data.batch_size": 64, "train.steps": 100}
+
+
+def write(tmp_path, body):
+    path = tmp_path / "experiment.py"
+    path.write_text(
+        "from configs import base\n\ndef get_config(arg=''):\n    config = base.get_config()\n"
+        + body
+        + "\n    return config\n"
+    )
+    return str(path)
+
+
+def test_overrides_take_the_type_of_the_key():
+    config = configs.load(
+        QUICKSTART,
+        {
+            "optim.learning_rate": "3",
+            "train.steps": "2 epochs",
+            "optim.freeze": "blocks.0,head",
+            "model.scan": "false",
+            "data.mean": "0.5,0.5,0.5",
+            "model.options.stem": "patches",
+            "model.options.width": "32",
+        },
+    )
+    assert config.optim.learning_rate == 3.0
+    assert isinstance(config.optim.learning_rate, float)
+    assert config.train.steps == configs.Duration(2, "epochs")
+    assert config.optim.freeze == ("blocks.0", "head")
+    assert config.model.scan is False
+    assert config.data.mean == (0.5, 0.5, 0.5)
+    assert config.model.options["stem"] == "patches"
+    assert config.model.options["width"] == 32
+
+
+def test_an_entry_of_an_option_is_set_by_itself(tmp_path):
+    path = write(tmp_path, "    config.model.options = dict(convolution=dict(momentum=0.9), width=3)")
+    changes = {"model.options.convolution.size": "1", "model.options.attention_options.kernel.window": "5"}
+    options = configs.load(path, changes).model.options
+    assert dict(options["convolution"]) == {"momentum": 0.9, "size": 1}
+    assert options["attention_options"]["kernel"]["window"] == 5
+    with pytest.raises(ValueError, match=r"'model\.options\.width' is a value, not a group: 3"):
+        configs.load(path, {"model.options.width.first": "1"})
+
+
+def test_command_line_is_split():
+    path, overrides, rest = configs.split_arguments(
+        ["--config=a.py:x=1", "--config.optim.ema=0.9", "--workdir", "w", "--config.seed", "3"]
+    )
+    assert (path, overrides, rest) == ("a.py:x=1", {"optim.ema": "0.9", "seed": "3"}, ["--workdir", "w"])
+
+
+def test_a_file_gets_its_argument_and_may_change_values_only(tmp_path):
+    path = write(tmp_path, "    config.train.steps = '3 epochs' if arg == 'long' else 1")
+    assert configs.load(path + ":long").train.steps == configs.Duration(3, "epochs")
+    assert configs.load(path).train.steps == configs.Duration(1, "steps")
+    with pytest.raises(ValueError, match=r"learning_rat.*learning_rate") as error:
+        configs.load(write(tmp_path, "    config.optim.learning_rat = 1"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim.lerning_rate", "1", r"config.optim.lerning_rate: no such key \(nearest: learning_rate\)"),
+        ("optim.lr", "1", "nearest: learning_rate"),
+        ("learning_rate", "1", "there is optim.learning_rate"),
+        ("optm.name", "sgd", "nearest: optim"),
+        ("optim", "sgd", "a group"),
+        ("optim.name.x", "sgd", "is a value, not a group"),
+        ("optim.name", "adam", r"one of adamw, .*nearest: adamw"),
+        ("optim.learning_rate", "fast", "takes a number, at least 0"),
+        ("optim.learning_rate", "nan", "takes a number"),
+        ("optim.learning_rate", "-1", "at least 0"),
+        ("data.batch_size", "1.5", "a whole number"),
+        ("data.batch_size", "true", "a whole number"),
+        ("model.scan", "maybe", "true or false"),
+        ("train.steps", "3 fortnights", "90 epochs"),
+        ("train.steps", "10%", "cannot be a share"),
+        ("optim.warmup", "150%", "duration"),
+        ("optim.accumulate", "7", "must divide data.batch_size"),
+        ("train.distill", "soft", "train.teacher"),
+        ("data.std", "0,0,0", "positive"),
+        ("mesh.data", "0", "-1 or a number"),
+    ],
+)
+def test_bad_values_name_the_key_and_what_is_allowed(key, value, message):
+    with pytest.raises(ValueError, match=message) as error:
+        configs.load(QUICKSTART, {key: value})
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_names_the_nearest():
+    with pytest.raises(FileNotFoundError, match=r"nearest: quickstart.py"):
+        configs.load(QUICKSTART.replace("quickstart", "quikstart"))
+
+
+def test_durations():
+    parse = configs.Duration.parse
+    lengths = dict(batch_size=100, examples=1050)
+    assert parse("1000").steps(**lengths) == 1000
+    assert parse("2 epochs").steps(**lengths) == 21
+    assert parse("1e4 examples").steps(**lengths) == 100
+    assert parse("5%").steps(total=200, **lengths) == 10
+    assert parse("1%").steps(total=3, **lengths) == 1  # never rounded to nothing
+    assert parse("0 epochs").steps(**lengths) == 0
+    assert str(parse("2.5epochs")) == "2.5 epochs"
+    assert str(parse(" 5 % ")) == "5%"
+
+
+def test_reads_are_recorded_and_undeclared_reads_fail():
+    config = configs.load(QUICKSTART)
+    schema.READS.clear()
+    _ = config.optim.learning_rate
+    _ = configs.as_dict(config), configs.digest(config), configs.describe(config), configs.flat_values(config)
+    assert {"optim.learning_rate"} == schema.READS
+    with pytest.raises(AttributeError, match="nearest: learning_rate"):
+        _ = config.optim.learning_rat
+    with pytest.raises(AttributeError):
+        config.optim.learning_rate = 1
+    assert configs.as_dict(pickle.loads(pickle.dumps(config))) == configs.as_dict(config)
+
+
+def test_saved_configurations_round_trip_and_differ_only_where_it_matters():
+    config = configs.load(QUICKSTART, SMALL)
+    saved = configs.as_dict(config)
+    assert configs.digest(configs.from_dict(saved)) == configs.digest(config)
+    assert (
+        configs.differences(
+            saved, configs.replace(config, log__every_steps=7, model__scan=False, checkpoint__keep_last=9)
+        )
+        == []
+    )
+    (line,) = configs.differences(saved, configs.replace(config, optim__learning_rate=0.5))
+    assert line.startswith("optim.learning_rate: ")
+    assert line.endswith("-> 0.5")
+    (line,) = configs.differences(saved, configs.replace(config, model__options={"pool": "map"}))
+    assert line.startswith("model.options")
+
+
+def test_every_key_is_documented():
+    for key, field in schema.flatten(FIELDS).items():
+        assert field.doc.endswith("."), key
+        assert schema.check(key, field, field.default) == field.default
+
+
+def test_describe_shows_every_key():
+    text = configs.describe(configs.load(QUICKSTART, {"seed": 5}))
+    for key in schema.flatten(FIELDS):
+        assert f" {key} = " in text
+    assert "* seed = 5" in text

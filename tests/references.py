@@ -1,0 +1,116 @@
+"""Reference implementations: how official constructor arguments, inputs and values read here.
+
+Each folder of `tests/families/` has a `reference.py` with `REFERENCES`, and `operator_references.py` those of operators
+alone; all are found here. A model is built from the `config` of a reference file, so any configuration of a family can
+be compared (`tests/golden/test_golden.py`).
+"""
+
+import dataclasses
+import fnmatch
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from models.weights.family import FAMILIES, Family, register_family
+
+Config = Mapping[str, Any]
+Values = dict[str, jax.Array]
+
+NOTES = ("cls", "note", "notes", "input", "layout", "op", "patched", "tokens")
+"""Keys of a reference file's config that describe it and are no constructor arguments."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """An official implementation of a family, of a module alone, or of an operator.
+
+    Attributes:
+      name: that of the family, where it is one of `models`.
+      options: official constructor arguments to keyword arguments of `model`. Keys in `NOTES` and those that start with
+        `_` are descriptions; any other key without a counterpart is a ValueError.
+      golden: patterns of the names of reference files.
+      evaluate: `(model, inputs, config, stages) -> values`: everything a reference file holds, by the names in it
+        (`"y"` and so on), and the outputs of the official modules `stages`, by module path. Inputs and values are in
+        the official layout, so a gradient with respect to an input comes back in that layout by itself.
+      inputs: patterns of the names of their inputs.
+      module: of a module alone, its class and table of weights, which then is a family of its own.
+      stacked: the model takes `scan`.
+    """
+
+    name: str
+    options: Callable[[Config], dict[str, Any]]
+    golden: tuple[str, ...]
+    evaluate: Callable[[Any, Values, Config, Sequence[str]], Values]
+    inputs: tuple[str, ...] = ("x",)
+    module: tuple[type[nnx.Module], Callable[[Any], Any]] | None = None
+    stacked: bool = False
+
+    @property
+    def family(self) -> Family | None:
+        """What `models` knows of it; None for an operator."""
+        return FAMILIES.get(self.name)
+
+    def build(self, config: Config, **overrides: Any) -> nnx.Module | None:
+        """Our model for official constructor arguments, abstract (its leaves are shapes); None for an operator."""
+        options = self.options(config) | overrides
+        if (family := self.family) is None:
+            return None
+        return nnx.eval_shape(lambda: family.model(**options, rngs=nnx.Rngs(0)))
+
+
+def _found() -> dict[str, Reference]:
+    here = Path(__file__).resolve().parent
+    folders = sorted(file.parent.name for file in here.glob("families/*/reference.py"))
+    found: dict[str, Reference] = {}
+    for module in ("operator_references", *(f"families.{folder}.reference" for folder in folders)):
+        for reference in importlib.import_module(module).REFERENCES:
+            if reference.name in found:
+                raise ValueError(f"reference {reference.name!r} is there twice")
+            found[reference.name] = reference
+            if reference.module is not None:
+                kind, table = reference.module
+                register_family(Family(reference.name, kind, layouts={"torch": table}))
+    return found
+
+
+def reference_of(stem: str) -> Reference | None:
+    """The reference that a file is of, by its name without ending; None if there is none yet."""
+    for reference in REFERENCES.values():
+        if any(fnmatch.fnmatchcase(stem, pattern) for pattern in reference.golden):
+            return reference
+    return None
+
+
+def arguments(config: Config, defaults: Config = {}) -> dict[str, Any]:  # noqa: B006
+    """The constructor arguments in a config: descriptions taken out, defaults filled in."""
+    given = {key: value for key, value in config.items() if not key.startswith("_") and key not in NOTES}
+    return dict(defaults) | given
+
+
+def named_object(value: Any) -> tuple[str, dict[str, Any]]:
+    """Name and keyword arguments of a class, function or partial as a config writes it down.
+
+    Text is a name (the part after the last dot counts); a dictionary has the class under `_type` and positional
+    arguments under `_args`, and a partial its function as the first of these.
+
+    >>> named_object({"_type": "functools.partial", "_args": ["LayerNorm"], "eps": 1e-5})
+    ('LayerNorm', {'eps': 1e-05})
+    """
+    if not isinstance(value, Mapping):
+        return str(value).rpartition(".")[2], {}
+    name, _ = named_object(value.get("_type", ""))
+    options = {key: entry for key, entry in value.items() if not key.startswith("_")}
+    if name != "partial":
+        return name, options
+    if not value.get("_args"):
+        raise ValueError(f"partial of nothing: {dict(value)}")
+    inner, inherited = named_object(value["_args"][0])
+    return inner, inherited | options
+
+
+REFERENCES: dict[str, Reference] = {}
+REFERENCES.update(_found())

@@ -1,0 +1,246 @@
+"""Evaluation: exact over any batch size and number of devices, one host read a set, and the command around it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import simulated
+import tiny
+import tiny_tasks
+from PIL import Image
+from scipy.special import log_softmax
+
+import configs
+import data
+import eval as eval_command
+import models
+from tasks import base
+from training.checkpoints import checkpoint
+from training.distributed import hostread
+from training.evaluation import evaluate, trained
+from training.run import command, loop
+
+ROOT = Path(__file__).resolve().parents[2]
+SYNTHETIC = "synthetic:classes=6,examples=50,size=16"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Every command builds the same few functions anew; a compilation cache of this module's own makes that cheap."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run of four steps with a moving average and checkpoints after steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    config = tiny.config(
+        data__name=SYNTHETIC,
+        optim__ema=0.5,
+        optim__learning_rate=3e-3,
+        checkpoint__every_steps="2",
+        eval__every_steps="2",
+    )
+    loop.train(config, folder, terminal=tiny.quiet())
+    return folder
+
+
+def model_of(workdir, use_ema=None, **overrides):
+    saved = checkpoint.restore_for_eval(workdir)
+    return trained.load(saved, configs.from_dict(saved["config"], overrides), use_ema=use_ema)
+
+
+def run(*arguments):
+    return command.guarded(eval_command.main, [str(argument) for argument in arguments])
+
+
+def test_results_equal_numpy_over_all_examples_and_do_not_depend_on_the_batch_size(workdir):
+    results = []
+    for size in (7, 64):
+        model = model_of(workdir, **{"eval.batch_size": size})
+        source = evaluate.open_sets(model.config)["test"]
+        assert len(source) % size
+        hostread.reads = 0
+        results.append(model.evaluate(source))
+        assert hostread.reads == 1
+    labels = np.array([source[i]["label"] for i in range(len(source))])
+    images = np.stack([np.asarray(source[i]["image"]) for i in range(len(source))])
+    images = (images / 255.0 - model.config.data.mean) / model.config.data.std
+    network = jax.jit(lambda *leaves: models.merge(model.evaluator.graph, *leaves)(images.astype(np.float32)))
+    logits = np.asarray(network(model.params, model.model_state), np.float64)
+    nll = -log_softmax(logits, 1)[np.arange(len(labels)), labels].mean()
+    for found in results:
+        assert found["top1"] == pytest.approx((logits.argmax(1) == labels).mean())
+        assert found["nll"] == pytest.approx(nll, rel=1e-5)
+        assert np.trace(found["confusion"]) == (logits.argmax(1) == labels).sum()
+        assert np.sum(found["confusion"]) == len(labels)
+
+
+def test_the_state_of_the_metrics_is_donated(workdir):
+    model = model_of(workdir)
+    evaluator = model.evaluator
+    batch = next(evaluator._on_device(evaluate.open_sets(model.config)["test"], complete=True))
+    states = evaluator._init()
+    evaluator._step(states, model.params, model.model_state, batch, {})
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states))
+
+
+def test_the_command_repeats_what_the_loop_measured(workdir, tmp_path, capsys):
+    assert run("--workdir", workdir, f"--config.eval.sets=('seen=@train[:20]', 'more={SYNTHETIC}@test[:5]')") == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].split()[:3] == ["set", "top1", "top5"]
+    summary = json.loads((workdir / "summary.json").read_text())["metrics"]
+    test, seen = (json.loads((workdir / "eval" / f"{label}.json").read_text()) for label in ("test", "seen"))
+    for name, value in summary["test"].items():
+        assert test["results"][name] == pytest.approx(value, rel=1e-5), name
+    assert (test["step"], test["weights"], test["examples"]) == (4, "ema", 12)
+    assert (seen["split"], seen["examples"]) == ("train[:20]", 20)
+    assert (workdir / "eval" / "report.html").stat().st_size > 10_000
+    assert run("--workdir", workdir, "--step=2", "--raw", "--output", tmp_path) == 0
+    early = json.loads((tmp_path / "test.json").read_text())
+    assert (early["step"], early["weights"]) == (2, "raw")
+    assert early["results"]["loss"] != test["results"]["loss"]
+
+
+def test_a_checkpoint_is_evaluated_without_its_workdir_and_writes_nothing(workdir, capsys):
+    before = sorted(workdir.rglob("*"))
+    assert run("--checkpoint", workdir / "checkpoints" / "2") == 0
+    assert "top1" in capsys.readouterr().out
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_four_devices_give_the_same_results(workdir, tmp_path):
+    arguments = [sys.executable, "eval.py", f"--workdir={workdir}", f"--output={tmp_path}", "--config.mesh.fsdp=2"]
+    subprocess.run(arguments, cwd=ROOT, env=simulated.environment(4), check=True, capture_output=True)
+    one = model_of(workdir)
+    expected = one.evaluate(evaluate.open_sets(one.config)["test"])
+    found = json.loads((tmp_path / "test.json").read_text())["results"]
+    assert found["confusion"] == expected["confusion"]
+    for name, value in evaluate.scalars(expected).items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_predictions_of_a_folder(workdir, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    for name in ("b.png", "a.png", "more/c.png"):
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "images" / name)
+    assert run("--workdir", workdir, f"--predict={tmp_path / 'images'}", "--output", tmp_path / "out") == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert [row["file"] for row in rows] == ["a.png", "b.png", "more/c.png"]
+    assert list(rows[0])[:5] == ["file", "class", "probability", "top2", "probability2"]
+    probabilities = [float(rows[0]["probability"]), *(float(rows[0][f"probability{k}"]) for k in range(2, 6))]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 1 / 6 < probabilities[0] <= 1
+    (tmp_path / "images" / "d.png").write_bytes(b"")
+    assert run("--workdir", workdir, f"--predict={tmp_path / 'images'}", "--output", tmp_path / "no") == 2
+    assert "d.png" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [("seen", "label=source@split"), ("test=@train", "used twice"), ("a/b=@train", "label=source@split")],
+)
+def test_an_impossible_set_is_named(entry, said):
+    with pytest.raises(ValueError, match=said):
+        evaluate.set_names(tiny.config(eval__sets=(entry,)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--workdir=FOLDER is missing"),
+        (["--workdir=nowhere"], "nowhere"),
+        (["--step=3"], "available: 2, 4"),
+        (["--config.data.eval_transforms=resize(8)|normalize"], "shape (8, 8, 3)"),
+        (["--config.eval.sets=other=synthetic:classes=3@test"], "3 classes, the model 6"),
+        (["--config.model.options.width=32"], "do not fit"),
+        (["--output=/proc/nowhere"], "/proc"),
+        (["--predict=nowhere"], "nowhere does not exist"),
+        (["--config.eval.batchsize=3"], "batch_size"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(workdir, capsys, arguments, said):
+    if arguments and "--workdir=nowhere" not in arguments:
+        arguments = [f"--workdir={workdir}", *arguments]
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_without_averages_has_no_ema(workdir):
+    saved = {**checkpoint.restore_for_eval(workdir), "ema": None}
+    config = configs.from_dict(saved["config"])
+    with pytest.raises(ValueError, match=r"optim\.ema=0"):
+        trained.load(saved, config, use_ema=True)
+    assert trained.load(saved, config).weights == "raw"
+
+
+def test_a_task_that_never_trains_runs_under_eval(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(base._REGISTRY, "mean_brightness", tiny_tasks.MeanBrightness)
+    config = tmp_path / "brightness.py"
+    config.write_text(
+        "from configs import base\n\n\ndef get_config():\n    config = base.get_config()\n"
+        f"    config.train.task, config.data.name = 'mean_brightness', {SYNTHETIC!r}\n"
+        "    config.data.image_size, config.data.batch_size = 16, 16\n"
+        "    config.data.eval_transforms = 'value_range(0, 1)'\n    return config\n"
+    )
+    assert run(f"--config={config}", f"--output={tmp_path / 'out'}") == 0
+    source = data.open_source(SYNTHETIC, split="test")
+    expected = np.mean([np.asarray(source[i]["image"]).mean() / 255 for i in range(len(source))])
+    found = json.loads((tmp_path / "out" / "test.json").read_text())["results"]
+    assert found == {"brightness": pytest.approx(expected, rel=1e-5)}
+    monkeypatch.setattr(tiny_tasks.MeanBrightness, "trains", True)
+    assert run(f"--config={config}") == 2
+    assert "has to be trained first" in capsys.readouterr().err
+
+
+def test_a_generative_task_writes_its_samples(tmp_path, monkeypatch, capsys):
+    class Noise(tiny_tasks.MeanBrightness):
+        def generate(self, model, batch, key, partners):
+            noise = jax.random.normal(key, (batch["image"].shape[0], 2))
+            return {"sample": noise, "brightness": partners["meter"](batch["image"])}
+
+    monkeypatch.setitem(base._REGISTRY, "noise", Noise)
+    config = tmp_path / "noise.py"
+    config.write_text(
+        "from configs import base\n\n\ndef get_config():\n    config = base.get_config()\n"
+        f"    config.train.task, config.data.name = 'noise', {SYNTHETIC!r}\n"
+        "    config.data.image_size, config.data.batch_size = 16, 8\n"
+        "    config.data.eval_transforms = 'value_range(0, 1)'\n    return config\n"
+    )
+    assert run(f"--config={config}", f"--output={tmp_path / 'out'}", "--generate=11") == 0
+    found = np.load(tmp_path / "out" / "generated.npz")
+    assert found["sample"].shape == (11, 2)
+    assert len(np.unique(found["sample"])) == 22  # every batch has a key of its own
+    np.testing.assert_array_equal(found["index"], np.arange(11))
+    source = data.open_source(SYNTHETIC, split="test")
+    np.testing.assert_allclose(found["brightness"][10], np.asarray(source[10]["image"]).mean() / 255, rtol=1e-5)
+    monkeypatch.setattr(Noise, "generate", tiny_tasks.MeanBrightness.generate)
+    assert run(f"--config={config}", f"--output={tmp_path / 'out'}", "--generate=1") == 2
+    assert "does not generate" in capsys.readouterr().err
+
+
+def test_a_set_that_lacks_a_field_is_refused(workdir):
+    source = data.ArraySource({"image": np.zeros((2, 16, 16, 3), np.uint8)}, fields={"image": "image"}, num_classes=6)
+    with pytest.raises(ValueError, match="no field 'label'"):
+        model_of(workdir).evaluate(source)

@@ -1,0 +1,270 @@
+"""The training loop: what it reads, when it stops, and that its parts agree with each other."""
+
+import multiprocessing
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax._src.array import ArrayImpl
+
+from tasks.classification import Classification
+from training.checkpoints import checkpoint
+from training.distributed import hostread
+from training.run import loop
+
+
+def params_of(workdir, step=None):
+    return checkpoint.restore_for_eval(workdir, step)["params"]
+
+
+@pytest.mark.smoke
+def test_a_run_trains_resumes_and_says_that_it_is_complete(tmp_path, capsys):
+    config = tiny.config(train__steps=30, optim__learning_rate=3e-3, checkpoint__every_steps=15, log__example_ids=True)
+    result = loop.train(config, tmp_path / "a", terminal=tiny.quiet())
+    rows = tiny.rows(tmp_path / "a")
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert np.mean([row["loss"] for row in rows[-5:]]) < np.mean([row["loss"] for row in rows[:5]])
+    assert result["step"] == 30
+    assert set(result["metrics"]["test"]) >= {"top1", "loss"}
+    assert 0 <= result["metrics"]["test"]["top1"] <= 1
+    assert result["params_sha256"] == checkpoint.params_sha256(params_of(tmp_path / "a"))
+    again = loop.train(config, tmp_path / "a")
+    assert again == result
+    assert "complete at step 30" in capsys.readouterr().out
+    ids = [
+        i
+        for row in (tmp_path / "a" / "examples.jsonl").read_text().splitlines()
+        for i in __import__("json").loads(row)["index"]
+    ]
+    assert sorted(ids[:64]) == list(range(64))  # an epoch sees every example once
+
+
+def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
+    loop.train(tiny.config(), tmp_path, terminal=tiny.quiet())
+    (tmp_path / "summary.json").unlink()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"optim.learning_rate: 0.001 -> 0.5"):
+        loop.train(tiny.config(optim__learning_rate=0.5), tmp_path, terminal=tiny.quiet())
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def count_reads(steps, workdir, monkeypatch):
+    """`(through hostread, in any way)`: arrays that reach the host while a run of one log line takes its steps.
+
+    `float(x)`, `np.asarray(x)`, `x.item()` and `jax.device_get` all end in `ArrayImpl._value`.
+    """
+    total = []
+    value = ArrayImpl._value.fget
+    run_steps = loop.Session.run_steps
+
+    def watched(self, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(ArrayImpl, "_value", property(lambda array: (total.append(array.shape), value(array))[1]))
+            hostread.reads = 0
+            return run_steps(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Session, "run_steps", watched)
+        loop.train(tiny.config(train__steps=steps, log__every_steps=steps), workdir, terminal=tiny.quiet())
+    return hostread.reads, len(total)
+
+
+def test_the_host_reads_results_at_log_steps_only(tmp_path, monkeypatch):
+    few, many = (count_reads(steps, tmp_path / str(steps), monkeypatch) for steps in (4, 12))
+    # The log line, an evaluation, a look at health before the save, and the parameters for the summary.
+    assert few[0] == many[0] == 4
+    assert few[1] == many[1]  # no step adds a read of any kind
+    assert few[1] > 4
+
+
+def test_a_stray_read_would_be_counted(tmp_path, monkeypatch):
+    """The planted fault of the test above: one number read after each step."""
+    between = loop.Session._between_steps
+
+    def careless(self, *arguments):
+        float(self.state.step)
+        return between(self, *arguments)
+
+    monkeypatch.setattr(loop.Session, "_between_steps", careless)
+    few, many = (count_reads(steps, tmp_path / str(steps), monkeypatch) for steps in (4, 12))
+    assert many[1] - few[1] == 8
+
+
+class NaNAtExample(Classification):
+    """A loss that is not a number whenever example 5 is in the batch."""
+
+    def loss(self, outputs, batch):
+        loss, parts = super().loss(outputs, batch)
+        return loss * jnp.where((batch["index"] == 5).any() & ("target" in batch), jnp.nan, 1.0), parts
+
+
+def nan_run(tmp_path, policy, steps=8):
+    config = tiny.config(
+        train__nonfinite=policy,
+        train__steps=steps,
+        log__example_ids=True,
+        log__every_steps=4,
+        checkpoint__every_steps=4,
+    )
+    from training.run.run import feeding
+
+    task = NaNAtExample(config, feeding.open_source(config, config.data.name, "train").info)
+    return loop.train(config, tmp_path, task=task, terminal=tiny.quiet())
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_names_it(tmp_path):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step [1-4]: loss or gradient is not finite; gradients not finite in .*(patch_embed|blocks.0)",
+    ):
+        nan_run(tmp_path, "stop")
+    assert not list((tmp_path / "checkpoints").iterdir())  # nothing was saved after it
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(tmp_path):
+    nan_run(tmp_path, "skip")
+    assert [row["skipped_steps"] for row in tiny.rows(tmp_path)] == [1, 2]  # once an epoch
+    assert all(np.isfinite(row["loss"]) for row in tiny.rows(tmp_path))
+    assert all(np.isfinite(value).all() for value in params_of(tmp_path).values())
+
+
+def test_accumulation_takes_the_step_of_the_whole_batch(tmp_path):
+    for parts in (1, 4):
+        loop.train(
+            tiny.config(optim__accumulate=parts, optim__name="sgd", optim__learning_rate=0.1),
+            tmp_path / str(parts),
+            terminal=tiny.quiet(),
+        )
+    whole, split = params_of(tmp_path / "1"), params_of(tmp_path / "4")
+    for name in whole:
+        np.testing.assert_allclose(split[name], whole[name], rtol=0, atol=2e-6, err_msg=name)
+    np.testing.assert_allclose(
+        [r["loss"] for r in tiny.rows(tmp_path / "1")], [r["loss"] for r in tiny.rows(tmp_path / "4")], rtol=1e-5
+    )
+
+
+def test_the_moving_average_follows_the_parameters(tmp_path):
+    config = tiny.config(optim__ema=0.5, checkpoint__every_steps=1, checkpoint__keep_last=4, optim__learning_rate=0.01)
+    loop.train(config, tmp_path, terminal=tiny.quiet())
+    from training.optim.ema import decay_at
+
+    saved = [checkpoint.restore_for_eval(tmp_path, step) for step in (1, 2, 3, 4)]
+    name = "head.kernel"
+    expected = saved[0]["ema"]["params"][name]
+    for step, state in enumerate(saved[1:], start=1):
+        decay = float(decay_at(0.5, step))
+        expected = decay * expected + (1 - decay) * state["params"][name]
+    np.testing.assert_allclose(saved[-1]["ema"]["params"][name], expected, rtol=1e-5)
+    assert not np.allclose(saved[-1]["ema"]["params"][name], saved[-1]["params"][name], rtol=1e-5)
+
+
+def test_a_scanned_run_equals_its_unrolled_twin(tmp_path):
+    for scan in (True, False):
+        loop.train(
+            tiny.config(
+                model__scan=scan,
+                model__drop_path=0.3,
+                model__dropout=0.1,
+                optim__name="lamb",
+                optim__layer_decay=0.7,
+                optim__clip_norm=0.5,
+                optim__ema=0.9,
+                optim__freeze=("blocks.0.mlp.*",),
+            ),
+            tmp_path / str(scan),
+            terminal=tiny.quiet(),
+        )
+    scanned, unrolled = params_of(tmp_path / "True"), params_of(tmp_path / "False")
+    assert scanned.keys() == unrolled.keys()
+    for name in scanned:
+        np.testing.assert_allclose(scanned[name], unrolled[name], rtol=0, atol=5e-6, err_msg=name)
+
+
+def test_init_from_adapts_the_classifier_and_positions(tmp_path, capsys):
+    loop.train(tiny.config(), tmp_path / "a", terminal=tiny.quiet())
+    config = tiny.config(
+        model__init_from=str(tmp_path / "a"),
+        data__name="synthetic:classes=7,examples=32,size=24",
+        data__image_size=24,
+        optim__learning_rate=0.0,
+        train__steps=1,
+    )
+    loop.train(config, tmp_path / "b", terminal=tiny.quiet())
+    said = capsys.readouterr().err
+    assert "head starts anew: 4 classes there, 7 here" in said
+    assert "positions resampled from 2 x 2 to 3 x 3" in said
+    before, after = params_of(tmp_path / "a"), params_of(tmp_path / "b")
+    np.testing.assert_array_equal(before["blocks.1.attn.qkv.kernel"], after["blocks.1.attn.qkv.kernel"])
+    assert after["head.kernel"].shape == (16, 7)
+    with pytest.raises(ValueError, match=r"init_from=.*do not fit the model"):
+        loop.train(
+            tiny.config(
+                model__init_from=str(tmp_path / "a"), model__options=dict(patch_size=8, depth=2, width=32, heads=2)
+            ),
+            tmp_path / "c",
+            terminal=tiny.quiet(),
+        )
+    assert not (tmp_path / "c" / "checkpoints" / "1").exists()
+
+
+def profiled(folder):
+    config = tiny.config(train__steps=6, eval__sets=("seen=@train[:16]",), eval__batch_size=6)
+    result = loop.train(config, folder, terminal=tiny.quiet(), profile=True)
+    assert set(result["metrics"]) == {"test", "seen"}
+
+
+def test_profile_and_several_evaluation_sets(tmp_path):
+    # In a process of its own: JAX's profiler crashes where libtpu has compiled something, as it has in other tests.
+    process = multiprocessing.get_context("spawn").Process(target=profiled, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_tasks_of_another_kind_go_through_the_same_loop(tmp_path):
+    """Image to image with two optimizers, and image plus text tokens: no line of `training/` knows of them."""
+    import tiny_tasks
+
+    for name, make, source in (
+        ("restoration", tiny_tasks.Restoration, tiny_tasks.restoration_source()),
+        ("question", tiny_tasks.ImageText, tiny_tasks.image_text_source()),
+    ):
+        config = tiny.config(
+            data__batch_size=8,
+            data__image_size=8,
+            data__train_transforms="",
+            data__eval_transforms="",
+            train__steps=80,
+            optim__learning_rate=0.03,
+            log__every_steps=10,
+            optim__weight_decay=0.0,
+        )
+        result = loop.train(
+            config,
+            tmp_path / name,
+            task=make(config, source.info),
+            sources={"train": source, "test": source},
+            terminal=tiny.quiet(),
+        )
+        losses = [row["loss"] for row in tiny.rows(tmp_path / name)]
+        assert losses[-1] < 0.7 * losses[0], name
+        assert make.best_metric[0] in result["metrics"]["test"]
+    gain = params_of(tmp_path / "restoration")["gain"]
+    np.testing.assert_array_equal(gain, np.ones(3))  # its optimizer has learning rate 0
+
+
+def test_overrides_of_a_workdir_stay_in_force(tmp_path, capsys):
+    """As a user types it: the first command sets a key, the second does not repeat it."""
+    import train
+
+    command = [f"--config={tiny.__file__.replace('tiny.py', 'defaults.py')}", f"--workdir={tmp_path}"]
+    values = {k: v for k, v in tiny.TINY.items() if k != "model.options"}
+    options = [f"--config.model.options.{k}={v}" for k, v in tiny.TINY["model.options"].items()]
+    train.main([*command, *(f"--config.{k}={v}" for k, v in values.items()), *options])
+    capsys.readouterr()
+    assert train.main(command) == 0
+    assert "complete at step 4" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"holds a run with another configuration \(seed: 0 -> 3\)"):
+        train.main([*command, "--config.seed=3"])

@@ -1,0 +1,1 @@
+"""Saved states: their files, their layout, and how a run begins from one."""

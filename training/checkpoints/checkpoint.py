@@ -1,0 +1,369 @@
+"""Checkpoints of a run: saved in the background, kept by age and by metric, restored from the newest readable one."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+from jaxtyping import PyTree
+
+from training.checkpoints import checkpoint_files as files
+from training.checkpoints import checkpoint_layout as layout
+from training.checkpoints.checkpoint_files import UnreadableCheckpoint
+from training.checkpoints.checkpoint_layout import params_sha256
+
+__all__ = ["Checkpointer", "UnreadableCheckpoint", "find", "params_sha256", "restore_for_eval", "versions"]
+
+
+class Checkpointer:
+    """Saves and restores the state of one run in `directory/<step>/`.
+
+    A save copies the state to the host and leaves the rest to a background thread, one save at a time. A checkpoint
+    appears under its name only when it is complete. In a run of several processes every method is called by all of
+    them, and each process writes the shards it holds.
+
+    Args:
+      directory: created if missing; leftovers of interrupted saves in it are removed.
+      keep_last: how many of the newest checkpoints are kept, at least 1.
+      keep_best: how many of the best by metric are kept besides.
+      best_metric: name of the metric given to `save`, recorded with it.
+      best_mode: whether the best is the highest ("max") or the lowest ("min").
+
+    Raises:
+      ValueError: keep_last, keep_best or best_mode is not allowed.
+      OSError: the directory cannot be created or read.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        best_metric: str = "",
+        best_mode: Literal["max", "min"] = "max",
+    ) -> None:
+        if keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last={keep_last}: must be at least 1")
+        if keep_best < 0:
+            raise ValueError(f"checkpoint.keep_best={keep_best}: must be at least 0")
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"best_mode={best_mode!r}: must be 'max' or 'min'")
+        self.directory = Path(directory).absolute()
+        self.keep_last, self.keep_best, self.best_metric, self.best_mode = keep_last, keep_best, best_metric, best_mode
+        self._multiprocess = jax.process_count() > 1
+        self._broken: set[int] = set()
+        self._scores: dict[int, float] = {}
+        self._saving: int | None = None  # the step of the save that `wait` has not yet looked at
+        self._future: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler()) if self._multiprocess else None
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                files.remove_leftovers(self.directory)
+        except OSError as error:
+            raise _one_line(f"checkpoint directory {self.directory}", error) from error
+        for step in self.steps():
+            with contextlib.suppress(UnreadableCheckpoint):  # `restore` reports it
+                metric = files.read_about(self.directory / str(step))["metric"]
+                if metric is not None and metric["name"] == best_metric:
+                    self._scores[step] = metric["value"]
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending, without those that were found unreadable."""
+        return [step for step in _steps(self.directory) if step not in self._broken]
+
+    def latest(self) -> int | None:
+        """The newest step, or None."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any], metric: float | None = None) -> None:
+        """Starts saving, and returns as soon as the state may be donated. A step that is already there is left alone.
+
+        Args:
+          step: number of the checkpoint.
+          state: pytree of arrays (see `checkpoint_layout` for the names); of several processes, of global arrays.
+          metadata: JSON-compatible: config, data position and whatever `restore` should give back.
+          metric: value of `best_metric`, or None if it was not measured at this step.
+
+        Raises:
+          OSError: this or, more often, the save before failed; in one line, which save, where and why.
+          TypeError: the metadata cannot be written as JSON.
+        """
+        self.wait()
+        about = {
+            "step": step,
+            "metadata": json.loads(json.dumps(dict(metadata))),
+            "saved_at": time.time(),
+            "versions": versions(),
+            "keys": layout.key_implementations(state),
+            "metric": None if metric is None else {"name": self.best_metric, "value": float(metric)},
+        }
+        if step in self.steps():
+            return
+        if metric is not None:
+            self._scores[step] = float(metric)
+        self._saving = step
+        path = self.directory / str(step)
+        if self._orbax is None:
+            self._future = self._thread.submit(self._write, path, layout.to_host(state), about)
+            return
+        self._clear(path)
+        try:
+            files.start_write(self._orbax, path, jax.jit(layout.unroll)(state), about)
+        except OSError as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Waits until the save under way, if any, is complete.
+
+        Raises:
+          OSError: it failed; in one line, which save, where and why. Earlier checkpoints are as they were.
+        """
+        step, self._saving = self._saving, None
+        if step is None:
+            return
+        try:
+            if self._future is not None:
+                self._future.result()
+            elif self._orbax is not None:
+                files.finish_write(self._orbax)
+                self._tidy()
+        except OSError as error:
+            raise self._failed(step, error) from error
+        finally:
+            self._future = None
+
+    def close(self) -> None:
+        """Waits for the save under way and ends the background thread; raises what `wait` raises."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            if self._orbax is not None:
+                self._orbax.close()
+
+    def restore(
+        self, template: PyTree, step: int | None = None, shardings: PyTree[Sharding] | None = None
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """Restores a state bit for bit.
+
+        Args:
+          template: a state, or its `jax.ShapeDtypeStruct`s, with scanned or unrolled names; shapes and types must agree
+            with the file.
+          step: which; None is the newest that can be read. Newer ones that cannot be are named on stderr.
+          shardings: where the arrays go, in the structure of the template or a prefix of it, for any mesh and number of
+            devices; None leaves them where the template has them.
+
+        Returns:
+          the state, and the metadata given to `save` with `step`, `saved_at`, `versions` and `metric` added.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          UnreadableCheckpoint: it, or every one there is, is damaged.
+          ValueError: it belongs to another model or optimizer; names what differs.
+        """
+        self.wait()
+        wanted, keys = layout.expected(template), layout.key_implementations(template)
+
+        def fits(path: Path, about: Mapping[str, Any]) -> None:
+            if different := layout.difference(about["arrays"], wanted):
+                raise ValueError(f"checkpoint {path} does not fit this model: {different}")
+            if about["keys"] != keys:
+                raise ValueError(f"checkpoint {path} has random keys {about['keys']}, and this run {keys}")
+
+        candidates = [path for path in _candidates(self.directory, step) if int(path.name) not in self._broken]
+        if not candidates:
+            raise UnreadableCheckpoint(f"no checkpoint in {self.directory} can be read")
+        several = self._multiprocess and shardings is not None
+        places = layout.layer_shardings(template, shardings) if several else None
+        path, about, arrays = _first_readable(candidates, check=fits, shardings=places)
+        if self._multiprocess:
+            multihost_utils.assert_equal(np.int32(about["step"]), "processes restored different checkpoints")
+        self._broken.update(int(newer.name) for newer in candidates[: candidates.index(path)])
+        put = layout.fill_shards if several else layout.fill
+        return put(template, arrays, shardings), _metadata(about)
+
+    def _write(self, path: Path, host_state: PyTree, about: Mapping[str, Any]) -> None:
+        """The part of a save that runs in the background."""
+        self._clear(path)
+        files.write(path, layout.unroll(host_state), about)
+        self._tidy()
+
+    def _clear(self, path: Path) -> None:
+        """Makes way for a new checkpoint where an unreadable one lies."""
+        step = int(path.name)
+        if step not in self._broken:
+            return
+        if jax.process_index() == 0:
+            files.remove(path)
+        if self._multiprocess:
+            multihost_utils.sync_global_devices(f"unreadable checkpoint {step} removed")
+        self._broken.discard(step)
+
+    def _tidy(self) -> None:
+        """Deletes checkpoints that are neither among the newest nor among the best."""
+        steps = self.steps()
+        scored = [step for step in steps if not math.isnan(self._scores.get(step, math.nan))]
+        sign = 1 if self.best_mode == "max" else -1
+        best = sorted(scored, key=lambda step: (sign * self._scores[step], step), reverse=True)[: self.keep_best]
+        for step in steps[: -self.keep_last]:
+            if step not in best and jax.process_index() == 0:
+                files.remove(self.directory / str(step))
+        if self._multiprocess:
+            multihost_utils.sync_global_devices("old checkpoints removed")
+
+    def _failed(self, step: int, error: OSError) -> OSError:
+        if jax.process_index() == 0:
+            files.remove_leftovers(self.directory)
+        newest = self.latest()
+        kept = "there is no earlier one" if newest is None else f"the newest complete one is {newest}"
+        return _one_line(f"checkpoint {step} could not be saved in {self.directory}", error, f"; {kept}")
+
+
+def find(path: str | os.PathLike[str], step: int | None = None) -> Path:
+    """The directory of one checkpoint.
+
+    Args:
+      path: a workdir, its `checkpoints` folder, or one checkpoint.
+      step: which; None is the newest.
+
+    Raises:
+      FileNotFoundError: there is none; the line says which there are.
+    """
+    return _candidates(path, step)[0]
+
+
+def restore_for_eval(path: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
+    """Reads what evaluation, fine-tuning and teachers need, without a model as template.
+
+    Args:
+      path: a workdir, its `checkpoints` folder, or one checkpoint.
+      step: which; None is the newest that can be read. Newer ones that cannot be are named on stderr.
+
+    Returns:
+      `params` and `model_state`, flat dictionaries of NumPy arrays with unrolled names; `ema`, a dictionary of both, or
+      None if the run kept no averages; `config` as it was saved; `step`; `metadata` as `Checkpointer.restore` returns
+      it; and `path`.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint; the line says which there are.
+      UnreadableCheckpoint: it, or every one there is, is damaged.
+    """
+    found, about, arrays = _first_readable(_candidates(path, step), parts=("params", "model_state", "ema"))
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    averaged = any(name.startswith("ema/") for name in arrays)
+    metadata = _metadata(about)
+    return {
+        "params": part("params/"),
+        "model_state": part("model_state/"),
+        "ema": {"params": part("ema/params/"), "model_state": part("ema/model_state/")} if averaged else None,
+        "config": metadata.get("config", {}),
+        "step": about["step"],
+        "metadata": metadata,
+        "path": found,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a checkpoint depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("fovea", "jax", "flax", "optax", "orbax-checkpoint"):
+        try:
+            found[package] = packages.version(package)
+        except packages.PackageNotFoundError:  # run from a source tree that was never installed
+            found[package] = "not installed"
+    return found
+
+
+def _steps(directory: Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
+
+
+def _candidates(path: str | os.PathLike[str], step: int | None) -> list[Path]:
+    """Directories of the checkpoints that a user may mean, newest first; never empty."""
+    path = Path(path).absolute()
+    if not path.is_dir():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = "".join(f"; nearest: {path.parent / name}" for name in difflib.get_close_matches(path.name, beside, n=1))
+        raise FileNotFoundError(f"no workdir or checkpoint {path}{near}")
+    if path.name.isdecimal() and (path / "about").is_dir():
+        if step not in (None, int(path.name)):
+            raise FileNotFoundError(f"{path} is the checkpoint of step {path.name}, not of step {step}")
+        return [path]
+    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = _steps(directory)
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {directory}")
+    if step is None:
+        return [directory / str(s) for s in reversed(steps)]
+    if step not in steps:
+        raise FileNotFoundError(f"no checkpoint of step {step} in {directory}; available: {', '.join(map(str, steps))}")
+    return [directory / str(step)]
+
+
+def _first_readable(
+    candidates: Sequence[Path],
+    parts: Sequence[str] | None = None,
+    check: Callable[[Path, Mapping[str, Any]], None] = lambda path, about: None,
+    shardings: Mapping[str, Sharding] | None = None,
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The first checkpoint that can be read, its description and arrays; those before it are named on stderr.
+
+    With `shardings`, by name, each process reads its shards; without, all of every array.
+    """
+    for i, path in enumerate(candidates):
+        try:
+            about = files.read_about(path)
+            check(path, about)
+            if shardings is not None:
+                return path, about, files.read_shards(path, about, shardings)
+            return path, about, files.read_arrays(path, about, parts)
+        except UnreadableCheckpoint as error:
+            if i + 1 == len(candidates):
+                others = f", nor the {i} newer" if i else ""
+                raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({error}){others}") from error
+            print(
+                f"checkpoint {path} cannot be read ({error}); using {candidates[i + 1].name} instead",
+                file=sys.stderr,
+                flush=True,
+            )
+    raise AssertionError("no candidates")
+
+
+def _metadata(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {**about["metadata"], **{name: about[name] for name in ("step", "saved_at", "versions", "metric")}}
+
+
+def _one_line(what: str, error: OSError, after: str = "") -> OSError:
+    """The error with a message of one line and the same `errno`."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    line = OSError(f"{what}: {reason}{after}")
+    line.errno = error.errno
+    return line

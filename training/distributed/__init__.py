@@ -1,0 +1,1 @@
+"""Meshes, processes, and how they start, watch each other and stop."""

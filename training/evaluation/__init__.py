@@ -1,0 +1,1 @@
+"""Evaluation, predictions, results, reports and exported models."""

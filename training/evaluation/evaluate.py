@@ -1,0 +1,178 @@
+"""Evaluation: one compiled step for a task's metrics, run over any number of sets.
+
+The state of all metrics stays on the devices; the host reads it once per set. Padding of the last batch is masked, so
+results are exact and every process takes equally many steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import data
+import models
+from configs import Config
+from tasks.base import Task
+from training.distributed import hostread, mesh
+from training.run import feeding
+from training.run.state import Flat
+from training.run.step import merge_partners
+
+Results = dict[str, Any]
+
+
+def set_names(config: Config) -> dict[str, tuple[str, str]]:
+    """The evaluation sets of a configuration, `{label: (source, split)}`: `data.eval_split` first, then `eval.sets`.
+
+    An entry of `eval.sets` is `label=source@split`; an empty source is `data.name`, as in `train=@train[:500]`.
+
+    Raises:
+      ValueError: an entry that cannot be read, or a label that is used twice.
+    """
+    sets = {re.sub(r"[^\w.-]+", "_", config.data.eval_split).strip("_"): (config.data.name, config.data.eval_split)}
+    for entry in config.eval.sets:
+        label, equals, place = entry.partition("=")
+        source, at, split = place.rpartition("@")
+        if not (equals and at and split and re.fullmatch(r"[\w.-]+", label)):
+            raise ValueError(
+                f"config.eval.sets: {entry!r} is not 'label=source@split', such as 'train=digits@train[:500]' "
+                "(label: letters, digits, '_', '-', '.'; an empty source is data.name)"
+            )
+        if label in sets:
+            raise ValueError(f"config.eval.sets: the label {label!r} is used twice; there is {', '.join(sets)}")
+        sets[label] = (source or config.data.name, split)
+    return sets
+
+
+def open_sets(config: Config, sources: Mapping[str, data.Source] | None = None) -> dict[str, data.Source]:
+    """The data sources to evaluate on, by label.
+
+    Args:
+      sources: in place of those that the configuration names; all but `"train"` are evaluation sets.
+    """
+    if sources is not None:
+        return {label: source for label, source in sources.items() if label != "train"}
+    return {label: feeding.open_source(config, name, split) for label, (name, split) in set_names(config).items()}
+
+
+def flat_results(values: Mapping[str, Any]) -> Results:
+    """A metric that gives a dictionary becomes one result `name/key` for each key."""
+    flat: Results = {}
+    for name, value in values.items():
+        flat |= {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def scalars(results: Mapping[str, Any]) -> dict[str, float]:
+    """The results that are numbers."""
+    return {name: value for name, value in results.items() if isinstance(value, int | float)}
+
+
+class Evaluator:
+    """Compiles a task's evaluation once; each call evaluates one set with the parameters given."""
+
+    def __init__(
+        self,
+        task: Task,
+        graph: Any,
+        config: Config,
+        device_mesh: jax.sharding.Mesh,
+        partner_graphs: Mapping[str, Any],
+        partner_arrays: Mapping[str, tuple[Flat, Flat]],
+    ):
+        """Takes the task, the static part of its model, and its frozen partners as `training.run.run.prepare` makes
+        them.
+
+        Raises:
+          ValueError: the devices cannot share a batch equally.
+        """
+        self.task, self.graph, self.config = task, graph, config
+        self.partner_graphs, self.partner_arrays = partner_graphs, partner_arrays
+        batch_size = config.eval.batch_size or config.data.batch_size
+        key = "config.eval.batch_size" if config.eval.batch_size else "config.data.batch_size"
+        mesh.check_batch(key, batch_size, device_mesh)
+        self.spec = {**task.batch_spec(batch_size), "valid": jax.ShapeDtypeStruct((batch_size,), jnp.float32)}
+        self.metrics = task.metrics()
+        self.batch_sharding = mesh.batch_sharding(device_mesh)
+        whole = mesh.replicated(device_mesh)
+        self._init = jax.jit(self._fresh, out_shardings=whole)
+        self._step = jax.jit(mesh.under(device_mesh, self._update), donate_argnums=0, out_shardings=whole)
+        self._predict = jax.jit(mesh.under(device_mesh, self._predictions), out_shardings=whole)
+        self._generate = jax.jit(mesh.under(device_mesh, self._samples), out_shardings=whole)
+
+    def _fresh(self) -> Any:
+        return {name: metric.init() for name, metric in self.metrics.items()}
+
+    def _outputs(self, params: Flat, model_state: Flat, batch: Mapping[str, jax.Array], partners: Any) -> Any:
+        model = models.merge(self.graph, params, model_state)
+        helpers = merge_partners(self.partner_graphs, partners)
+        return self.task.forward(model, batch, train=False, key=None, partners=helpers)
+
+    def _update(self, states: Any, params: Flat, model_state: Flat, batch: Any, partners: Any) -> Any:
+        outputs = self._outputs(params, model_state, batch, partners)
+        return {name: metric.update(states[name], outputs, batch) for name, metric in self.metrics.items()}
+
+    def _predictions(self, params: Flat, model_state: Flat, batch: Any, partners: Any) -> Any:
+        found = self.task.predictions(self._outputs(params, model_state, batch, partners), batch)
+        return {"index": batch["index"], "valid": batch["valid"], **found}
+
+    def _samples(self, params: Flat, model_state: Flat, batch: Any, partners: Any, key: jax.Array) -> Any:
+        model = models.merge(self.graph, params, model_state)
+        found = self.task.generate(model, batch, key, merge_partners(self.partner_graphs, partners))
+        return {"index": batch["index"], "valid": batch["valid"], **found}
+
+    def _on_device(self, source: data.Source, complete: bool) -> Iterator[dict[str, jax.Array]]:
+        for batch in feeding.eval_batches(self.config, source, self.batch_sharding):
+            present = feeding.fields(batch, self.spec, source, "eval_transforms", complete)
+            yield mesh.put_batch(present, self.batch_sharding)
+
+    def __call__(
+        self, params: Flat, model_state: Flat, source: data.Source, *, most_batches: int | None = None
+    ) -> Results:
+        """Evaluates one set and reads the results from the devices, once.
+
+        Args:
+          most_batches: stop after this many batches (dry runs).
+
+        Returns:
+          Results by name; numbers are floats, the rest lists of them that JSON can hold.
+
+        Raises:
+          ValueError: the set has no examples, lacks a field, or has another number of classes than the model.
+        """
+        classes, expected = source.info.num_classes, self.task.info.num_classes
+        if classes != expected:
+            raise ValueError(f"{source.info.name!r} has {classes} classes, the model {expected}")
+        states = self._init()
+        for batch in itertools.islice(self._on_device(source, complete=True), most_batches):
+            states = self._step(states, params, model_state, batch, self.partner_arrays)
+        states = hostread.read(states)
+        return flat_results({name: metric.finish(states[name]) for name, metric in self.metrics.items()})
+
+    def predict(self, params: Flat, model_state: Flat, source: data.Source) -> Iterator[dict[str, np.ndarray]]:
+        """The task's predictions for every example of a set, in batches without padding, with `index`.
+
+        Fields that only the loss and the metrics need, such as labels, may be absent.
+        """
+        for batch in self._on_device(source, complete=False):
+            yield _without_padding(self._predict(params, model_state, batch, self.partner_arrays))
+
+    def generate(
+        self, params: Flat, model_state: Flat, source: data.Source, seed: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """What a generative task makes from the conditions in each example of a set, in batches with `index`."""
+        for number, batch in enumerate(self._on_device(source, complete=False)):
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            yield _without_padding(self._generate(params, model_state, batch, self.partner_arrays, key))
+
+
+def _without_padding(found: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    arrays = hostread.read(found)
+    valid = arrays.pop("valid") > 0
+    return {name: value[valid] for name, value in arrays.items()}

@@ -1,0 +1,48 @@
+"""Predictions for every image below a folder, as a table in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import data
+from training.evaluation.trained import Trained
+
+
+def predict_folder(trained: Trained, folder: str | Path) -> str:
+    """The text of a CSV file with one line per image, in the order of their paths.
+
+    Columns: `file` (below the folder), `class` and `probability` (of the best class), then `top2, probability2` and
+      so on to the
+    fifth best.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: it has no images, one of them cannot be read, or the task does not predict classes.
+    """
+    source = data.open_source(f"images:{folder}", split="all", cache="none")
+    info = trained.task.info
+    names = list(info.class_names) or [str(number) for number in range(info.num_classes or 0)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, batch in enumerate(trained.evaluator.predict(trained.params, trained.model_state, source)):
+        if "classes" not in batch:
+            raise ValueError(f"--predict: task {trained.config.train.task} predicts {', '.join(batch)}, not classes")
+        if number == 0:
+            writer.writerow(_header(batch["classes"].shape[1]))
+        for index, classes, probabilities in zip(batch["index"], batch["classes"], batch["probabilities"], strict=True):
+            pairs = [(names[label], f"{value:.6f}") for label, value in zip(classes, probabilities, strict=True)]
+            writer.writerow([_below(folder, source.describe(int(index))), *(cell for pair in pairs for cell in pair)])
+    return text.getvalue()
+
+
+def _header(columns: int) -> Sequence[str]:
+    others = [name for rank in range(2, columns + 1) for name in (f"top{rank}", f"probability{rank}")]
+    return ["file", "class", "probability", *others]
+
+
+def _below(folder: str | Path, file: str) -> str:
+    root = Path(folder).expanduser()
+    return Path(file).relative_to(root).as_posix() if Path(file).is_relative_to(root) else file

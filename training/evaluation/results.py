@@ -1,0 +1,97 @@
+"""What an evaluation leaves behind: a table on the terminal, one JSON file per set, and the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import configs
+import data
+from configs import base
+from training.evaluation import report
+from training.evaluation.evaluate import Results, scalars
+from training.evaluation.trained import Trained
+from training.run import workdir as workdirs
+
+
+def shown(results: Results, columns: Sequence[str]) -> dict[str, float]:
+    """The numbers among the results that `columns` names, in its order; all of them if it names none."""
+    numbers = scalars(results)
+    return {name: numbers[name] for name in columns if name in numbers} or numbers
+
+
+def table(results: Mapping[str, Results], columns: Sequence[str]) -> str:
+    """Numbers of every set, one line per set; `columns` chooses and orders them, empty takes all."""
+    chosen = {label: shown(found, columns) for label, found in results.items()}
+    names = list(dict.fromkeys(name for found in chosen.values() for name in found))
+    lines = [[label, *(report.number(found.get(name)) for name in names)] for label, found in chosen.items()]
+    rows = [["set", *names], *lines]
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
+        for row in rows
+    )
+
+
+def write(
+    output: Path, model: Trained, sets: Mapping[str, data.Source], results: Mapping[str, Results], workdir: Path | None
+) -> list[Path]:
+    """Writes `<set>.json` for every set and `report.html`, and returns the files; one process of several does so.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    if jax.process_index() != 0:
+        return []
+    about = {
+        "model": model.config.model.name,
+        "step": model.step,
+        "weights": model.weights,
+        "config_hash": configs.digest(model.config),
+    }
+    files = []
+    for label, found in results.items():
+        info = sets[label].info
+        place = {"set": label, "source": info.name, "split": info.split, "examples": len(sets[label])}
+        content = {**about, **place, "results": found}
+        files.append(write_text(output / f"{label}.json", json.dumps(_json(content), indent=1) + "\n"))
+    facts = {
+        "model": model.config.model.name,
+        "step": f"{model.step:,}",
+        "weights": "moving average" if model.weights == "ema" else "raw parameters",
+        "data": ", ".join(f"{label}: {len(source):,} examples" for label, source in sets.items()),
+        "evaluated": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+    history = report.read_history(workdir / "metrics.jsonl") if workdir else []
+    text = report.render(
+        f"{model.config.model.name} on {model.config.data.name}",
+        facts,
+        {label: shown(found, model.task.columns) for label, found in results.items()},
+        {label: model.task.report(found, sets[label]) for label, found in results.items()},
+        report.training_curves(history, model.task.best_metric[0]),
+        configs.flat_values(model.config),
+        configs.flat_values(configs.from_dict(base.get_config().to_dict())),
+    )
+    return [*files, write_text(output / "report.html", text)]
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file in one piece, in a folder that is made if absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workdirs.write(path, text)
+    return path
+
+
+def _json(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _json(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,90 @@
+"""A model that is ready to be evaluated: that of a checkpoint, or the one that a task without training builds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+import data
+import models
+import tasks
+from configs import Config
+from models.core import sharding
+from tasks.base import Task
+from training.checkpoints import initial
+from training.distributed import mesh
+from training.evaluation.evaluate import Evaluator, Results
+from training.run.state import Flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Weights on the devices and the compiled step that evaluates them.
+
+    Attributes:
+      weights: `"ema"` for the moving average, `"raw"` for the parameters themselves.
+      step: the training step of the checkpoint; 0 without one.
+    """
+
+    config: Config
+    task: Task
+    evaluator: Evaluator
+    params: Flat
+    model_state: Flat
+    weights: str
+    step: int
+
+    def evaluate(self, source: data.Source) -> Results:
+        """The task's results on one set."""
+        return self.evaluator(self.params, self.model_state, source)
+
+
+def load(
+    saved: Mapping[str, Any] | None,
+    config: Config,
+    *,
+    use_ema: bool | None = None,
+    info: data.Info | None = None,
+    task: Task | None = None,
+) -> Trained:
+    """Puts the model of a checkpoint on the devices.
+
+    Args:
+      saved: what `training.checkpoints.checkpoint.restore_for_eval` returned; None for a task that never trains, which
+        builds its model itself.
+      config: the configuration to evaluate with; it has to describe the model of the checkpoint.
+      use_ema: whether to take the moving average; None takes it if `config.eval.use_ema` and the checkpoint has one.
+      info: what the data says of itself, where no checkpoint does.
+      task: in place of the one that `config.train.task` names.
+
+    Raises:
+      ValueError: the weights do not fit the model, there is no moving average, or nothing to load for a task that
+        trains.
+    """
+    task = task or tasks.create(config.train.task, config, initial.saved_info(saved) if saved else info)
+    if saved is None:
+        if task.trains:
+            raise ValueError(f"task {config.train.task} has to be trained first: give --workdir or --checkpoint")
+        return _place(task, config, task.build_model(nnx.Rngs(config.seed)), "raw", 0)
+    if use_ema and not saved["ema"]:
+        raise ValueError(f"--ema: {saved['path']} has no moving average (the run had optim.ema=0)")
+    averaged = bool(saved["ema"]) and (config.eval.use_ema if use_ema is None else use_ema)
+    graph, *templates = initial.abstract_model(task)[1:]
+    parts = zip(initial.weights(saved, averaged), templates, strict=True)
+    model = models.merge(graph, *(initial.fit(loaded, template, str(saved["path"])) for loaded, template in parts))
+    return _place(task, config, model, "ema" if averaged else "raw", saved["step"])
+
+
+def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: int) -> Trained:
+    device_mesh = mesh.create(config.mesh)
+    graph, *leaves = models.split(model)
+    shardings = mesh.tree_shardings(leaves, sharding.rules(model), device_mesh)
+    params, model_state = mesh.place(leaves, shardings)
+    partners = {name: models.split(partner) for name, partner in task.partners(initial.load_model, train=False).items()}
+    partner_graphs = {name: parts[0] for name, parts in partners.items()}
+    arrays = mesh.place({name: parts[1:] for name, parts in partners.items()}, mesh.replicated(device_mesh))
+    evaluator = Evaluator(task, graph, config, device_mesh, partner_graphs, arrays)
+    return Trained(config, task, evaluator, params, model_state, weights, step)

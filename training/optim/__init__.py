@@ -1,0 +1,1 @@
+"""Optimizers, schedules, averages, and which parameters they act on."""

@@ -1,0 +1,304 @@
+"""Optimizers from a config: AdamW, LAMB, Lion, SGD and Muon over flat dictionaries of parameters.
+
+An optimizer is a list of rules. A rule is an optax transformation with the leaves, or layers of stacked leaves, that it
+owns, and for each its learning-rate factor (per layer) and weight decay. No rule owns frozen parameters. A step is
+
+    g      = gradient * min(1, clip_norm / norm(gradients of the group))
+    d      = transformation(g) + weight_decay * parameter             (LAMB: times the trust ratio of each layer)
+    update = -lr(step) * factor * d
+
+docs/optim.md has the formulas, the recommended values and their sources.
+"""
+
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float
+
+from training.optim import gradients, multipliers, muon, pieces
+from training.optim.patterns import Shaped, expand, nearest, select, stacked
+from training.optim.pieces import Pieces
+from training.optim.schedules import Schedule
+
+Flat = dict[str, Array]
+OptState = dict[str, Any]
+
+MU_DTYPES = ("float32", "bfloat16")
+MAIN = "main"
+
+# Used where the config says None. docs/optim.md names the sources.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "sgd": {"momentum": 0.9, "nesterov": False},
+    "muon": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.95, "nesterov": True},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The keys of the config group `optim` that decide an update, and that a group of parameters may override."""
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+    weight_decay_on: str
+    b1: float | None
+    b2: float | None
+    eps: float | None
+    momentum: float | None
+    nesterov: bool | None
+    mu_dtype: str
+    layer_decay: float
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        for key, allowed in (
+            ("name", DEFAULTS),
+            ("weight_decay_on", multipliers.DECAYED),
+            ("mu_dtype", MU_DTYPES),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ValueError(nearest(f"config.optim.{key}", getattr(self, key), allowed))
+        for key, value in DEFAULTS[self.name].items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """A transformation and what it owns; the three dictionaries have the same keys."""
+
+    transformation: optax.GradientTransformation
+    trust: bool
+    pieces: Pieces
+    scale: dict[str, np.ndarray]
+    decay: dict[str, float]
+
+    def init(self, params: Mapping[str, Array]) -> OptState:
+        return dict(self.transformation.init(pieces.take(params, self.pieces))._asdict())
+
+    def update(
+        self, grads: Flat, state: OptState, params: Mapping[str, Array], learning_rate: Float[Array, ""]
+    ) -> tuple[Flat, OptState]:
+        owned = pieces.take(params, self.pieces)
+        before = jax.eval_shape(self.transformation.init, owned)
+        directions, after = self.transformation.update(grads, type(before)(**state), owned)
+        updates = {}
+        for name, direction in directions.items():
+            if self.decay[name]:
+                direction = direction + self.decay[name] * owned[name]
+            if self.trust:
+                direction = _trust_ratio(name, direction, owned[name])
+            step = -learning_rate * expand(self.scale[name], direction.ndim) * direction
+            updates[name] = step.astype(owned[name].dtype)
+        return updates, dict(after._asdict())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Rules whose gradients are clipped together."""
+
+    clip_norm: float
+    rules: dict[str, _Rule]
+
+    def clip(self, grads: Flat, squared: Mapping[str, Array]) -> Flat:
+        grads = {name: grads[name] for rule in self.rules.values() for name in rule.pieces}
+        if not self.clip_norm:
+            return grads
+        norm = gradients.global_norm(squared[name] for name in grads)
+        factor = jnp.minimum(1.0, self.clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+        return {name: factor.astype(grad.dtype) * grad for name, grad in grads.items()}
+
+
+class Aux(NamedTuple):
+    """What a step knows besides its result.
+
+    Attributes:
+        grad_norm: norm of all gradients that are not frozen, before clipping.
+        learning_rate: of the schedule, before the factors of layers and groups.
+        squared_norms: sum of squares of the gradient by name, [L] for stacked layers.
+        bad_groups: which of `Optimizer.group_names` have a gradient that is not finite.
+    """
+
+    grad_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    squared_norms: dict[str, Array]
+    bad_groups: Bool[Array, "groups"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Pure functions on flat dictionaries; made by `build`.
+
+    Attributes:
+        groups: rules by label (`main` is what no group of the task has claimed).
+        group_names: names in reports, one for each unrolled block and each other module, frozen or not.
+        trainable: names of the leaves that are not wholly frozen; the others need no gradient.
+        schedule: learning rate by step.
+    """
+
+    groups: dict[str, _Group]
+    group_names: tuple[str, ...]
+    trainable: tuple[str, ...]
+    schedule: Schedule
+
+    @property
+    def rules(self) -> dict[str, _Rule]:
+        """The rules of all groups by label."""
+        return {label: rule for group in self.groups.values() for label, rule in group.rules.items()}
+
+    def init(self, params: Mapping[str, Array]) -> OptState:
+        """State before the first step.
+
+        Returns:
+            `{"count": int32 [], "rules": {label: {"mu": {name: array}, "count": int32 [], ...}}}`. The names are those
+            of parameters or, if layers of a stacked leaf are frozen, of the rest of it (see `training.optim.pieces`).
+        """
+        return {
+            "count": jnp.zeros([], jnp.int32),
+            "rules": {label: rule.init(params) for label, rule in self.rules.items()},
+        }
+
+    def update(
+        self, grads: Mapping[str, Array], opt_state: OptState, params: Mapping[str, Array]
+    ) -> tuple[Flat, OptState, Aux]:
+        """One step: updates for all of `params` (zero where frozen; to be added), the new state, and `Aux`.
+
+        Args:
+            grads: gradients by name; those not in `trainable` may be absent.
+            opt_state: from `init` or the last `update`.
+            params: all parameters.
+        """
+        owned: Pieces = {}
+        for rule in self.rules.values():
+            owned |= rule.pieces
+        held = pieces.take(grads, owned)
+        squared = gradients.squared_norms(held)
+        learning_rate = self.schedule(opt_state["count"])
+        steps: Flat = {}
+        states = {}
+        for group in self.groups.values():
+            clipped = group.clip(held, squared)
+            for label, rule in group.rules.items():
+                own = {name: clipped[name] for name in rule.pieces}
+                part, states[label] = rule.update(own, opt_state["rules"][label], params, learning_rate)
+                steps |= part
+        updates = pieces.put({name: jnp.zeros_like(param) for name, param in params.items()}, steps, owned)
+        aux = Aux(
+            grad_norm=gradients.global_norm(squared.values()),
+            learning_rate=learning_rate,
+            squared_norms=squared,
+            bad_groups=gradients.nonfinite_groups(squared, self.group_names),
+        )
+        return updates, {"count": optax.safe_increment(opt_state["count"]), "rules": states}, aux
+
+
+def build(
+    optim_cfg: Any,
+    params: Mapping[str, Shaped],
+    schedule: Schedule,
+    layer_of: Callable[[str], int] | None = None,
+    num_layers: int | None = None,
+    groups: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+) -> Optimizer:
+    """The optimizer of a config.
+
+    Args:
+        optim_cfg: object with the attributes of `Settings` and `freeze`, a tuple of patterns over unrolled names.
+        params: leaves with shapes, by name.
+        schedule: learning rate by step; `optim_cfg.learning_rate` is its peak.
+        layer_of: number of an unrolled name for `layer_decay`, 0 to `num_layers`; None for one stack `blocks.i`.
+        num_layers: the largest such number; given if and only if `layer_of` is.
+        groups: optimizers of a task, `{label: (pattern, overrides of Settings)}`; the first match counts, and what no
+            pattern matches is group "main". Each group clips by its own norm and scales the schedule to its own peak.
+
+    Raises:
+        ValueError: unknown names; a pattern that matches nothing; nothing left to train.
+    """
+    main = Settings(**{field.name: getattr(optim_cfg, field.name) for field in dataclasses.fields(Settings)})
+    free = {name: ~frozen for name, frozen in select("config.optim.freeze", optim_cfg.freeze, params).items()}
+    trainable = tuple(name for name, mask in free.items() if mask.any())
+    if not trainable:
+        raise ValueError(f"config.optim.freeze: {tuple(optim_cfg.freeze)} leaves no parameter to train")
+    claims = {}
+    for label, (pattern, overrides) in (groups or {}).items():
+        if label == MAIN:
+            raise ValueError(f"optimizers: the label {MAIN!r} is taken by the parameters of no group")
+        for key in overrides:
+            if key not in Settings.__dataclass_fields__:
+                raise ValueError(nearest(f"optimizers.{label}", key, Settings.__dataclass_fields__))
+        matched = select(f"optimizers.{label}", (pattern,), params)
+        claims[label] = (_replace(main, overrides), {name: mask & matched[name] for name, mask in free.items()})
+        free = {name: mask & ~matched[name] for name, mask in free.items()}
+    claims[MAIN] = (main, free)
+    built = {}
+    for label, (settings, owned) in claims.items():
+        scales = multipliers.layer_scales(params, settings.layer_decay, layer_of, num_layers)
+        if settings.learning_rate != main.learning_rate:
+            if main.learning_rate == 0:
+                raise ValueError(f"config.optim.learning_rate: 0, so the rate of optimizer {label!r} cannot follow it")
+            scales = {name: scale * (settings.learning_rate / main.learning_rate) for name, scale in scales.items()}
+        rules = _rules(label, settings, pieces.cut(owned), params, scales)
+        if rules:
+            built[label] = _Group(settings.clip_norm, rules)
+    return Optimizer(built, tuple(gradients.param_groups(params)), trainable, schedule)
+
+
+def _replace(main: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """Overrides on top of the main settings; another optimizer starts from its own published values."""
+    if overrides.get("name", main.name) != main.name:
+        overrides = dict.fromkeys(("b1", "b2", "eps", "momentum", "nesterov")) | dict(overrides)
+    return dataclasses.replace(main, **overrides)
+
+
+def _rules(
+    label: str, settings: Settings, owned: Pieces, params: Mapping[str, Shaped], scales: Mapping[str, np.ndarray]
+) -> dict[str, _Rule]:
+    """One rule, or for Muon a second one, AdamW, for all that is no matrix inside a block."""
+    shapes = pieces.shapes(params, owned)
+    decayed = multipliers.decayed(settings.weight_decay_on, shapes)
+    parts = {label: (settings.name, list(owned))}
+    if settings.name == "muon":
+        matrices = [name for name in owned if muon.takes(name, shapes[name])]
+        parts = {label: ("muon", matrices), f"{label}_adamw": ("adamw", [n for n in owned if n not in set(matrices)])}
+    return {
+        part: _Rule(
+            transformation=_transformation(name, settings, {piece: shapes[piece] for piece in mine}),
+            trust=name == "lamb",
+            pieces={piece: owned[piece] for piece in mine},
+            scale=pieces.take(scales, {piece: owned[piece] for piece in mine}),
+            decay={piece: settings.weight_decay * decayed[piece] for piece in mine},
+        )
+        for part, (name, mine) in parts.items()
+        if mine
+    }
+
+
+def _transformation(name: str, settings: Settings, params: Mapping[str, Shaped]) -> optax.GradientTransformation:
+    s: Any = settings
+    if name in ("adamw", "lamb"):
+        return optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps, mu_dtype=s.mu_dtype)
+    if name == "lion":
+        return optax.scale_by_lion(b1=s.b1, b2=s.b2, mu_dtype=s.mu_dtype)
+    if name == "muon":
+        return muon.scale_by_muon(params, s.momentum, s.nesterov, s.mu_dtype)
+    if s.momentum == 0:
+        return optax.identity()
+    return optax.trace(decay=s.momentum, nesterov=s.nesterov, accumulator_dtype=s.mu_dtype)
+
+
+def _trust_ratio(name: str, update: Array, param: Array) -> Array:
+    """`update * norm(param) / norm(update)` layer by layer, 1 where a norm is zero (arXiv:1904.00962, algorithm 2)."""
+
+    def scaled(update: Array, param: Array) -> Array:
+        return optax.scale_by_trust_ratio().update(update, optax.EmptyState(), param)[0]
+
+    return (jax.vmap(scaled) if stacked(name) else scaled)(update, param)

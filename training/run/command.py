@@ -1,0 +1,156 @@
+"""What the commands share: setting up JAX, and turning errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from training.distributed import launch, processes
+
+USER_ERROR, INTERNAL_ERROR = 2, 1
+GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
+THREADS = 8  # of XLA, for each device that a CPU stands for
+# What bad input raises here; anything else is a fault of this code.
+USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line like every other, with the nearest flag."""
+
+    def __init__(self, program: str, description: str):
+        super().__init__(
+            prog=program,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but an unknown flag is a ValueError that names the nearest."""
+        options, unknown = self.parse_known_args(arguments, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            raise ValueError(
+                f"{unknown[0]}: no such "
+                f"flag{f' (nearest: {close[0]})' if close else f'; there are: {chr(32).join(flags)}'}"
+            )
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of leaving."""
+        raise ValueError(message)
+
+
+def start_jax(cache_directory: str, options: argparse.Namespace | None = None) -> launch.Launch:
+    """Sets up JAX before its first use: the other processes of the run, a persistent compilation cache, and no chatter
+    from libraries.
+
+    Args:
+      options: the flags of `processes.add_flags`, for the first call of a command.
+
+    Returns:
+      Who this process is.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if only_cpu():
+        # With libtpu installed, JAX would look for a TPU on every start, and complain.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    give_threads(os.environ)
+    import jax
+
+    for name in ("absl", "orbax", "jax", "grain"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    started = launch.Launch()
+    if options is not None:
+        started = processes.start(options)
+        if started.processes > 1:
+            _keep_quiet(started)
+    if cache_directory:
+        folder = Path(cache_directory).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"no compilation cache: {folder}: {error.strerror}", file=sys.stderr)
+            return started
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return started
+
+
+def _keep_quiet(started: launch.Launch) -> None:
+    """Leaves the stdout of the run to Python in process 0.
+
+    That of C is dropped: Gloo, by which CPU processes talk, reports every connection there.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(1) if started.process == 0 else nowhere
+    sys.stdout = open(kept, "w", buffering=1, encoding=sys.stdout.encoding)  # noqa: SIM115 - open to the end
+    os.dup2(nowhere, 1)
+
+
+def only_cpu() -> bool:
+    """Whether JAX would look for a TPU, with the libtpu of the extra `plan`, on a machine with neither TPU nor GPU."""
+    if os.environ.get("JAX_PLATFORMS") or "jax" in sys.modules or importlib.util.find_spec("libtpu") is None:
+        return False
+    forced = any(os.environ.get(name) for name in ("JAX_FORCE_TPU_INIT", "TPU_NAME", "TPU_WORKER_ID"))
+    return not (forced or launch.has_tpu() or any(os.path.exists(f"/dev/{name}") for name in GPU_NODES))
+
+
+def give_threads(environment: MutableMapping[str, str]) -> None:
+    """Gives a CPU that stands for several devices more threads than XLA would, before JAX touches it.
+
+    XLA has one thread for each device, and a collective holds its thread until the other devices are there. A device
+    that waits in two collectives at once takes the thread of another, which then never comes: a run on eight devices
+    of a busy CPU stopped like this every second time, and never with eight threads for each device.
+    """
+    asked = re.findall(r"--xla_force_host_platform_device_count=(\d+)", environment.get("XLA_FLAGS", ""))
+    devices = max(map(int, [*asked, environment.get("JAX_NUM_CPU_DEVICES") or 1]))
+    if devices > 1:
+        environment.setdefault("PJRT_NPROC", str(max(THREADS * devices, os.cpu_count() or 1)))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(str(text).split()) or type(error).__name__
+
+
+def guarded(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Runs `main`; an error becomes one line on stderr, with the traceback only under `--debug`.
+
+    Returns:
+      What `main` returns; 2 for bad input, 1 for a fault of this code, 75 after SIGTERM with the state saved, 130
+      after Ctrl-C.
+    """
+    from training.distributed.preemption import Preempted
+
+    try:
+        try:
+            code = main(arguments)
+        except Preempted as error:
+            if processes.is_first():
+                print(error, file=sys.stderr)
+            code = error.exit_code
+        processes.finish()
+        return code
+    except KeyboardInterrupt:
+        report, code = "interrupted", 130
+        text = report
+    except Exception as error:
+        code = USER_ERROR if isinstance(error, USER_ERRORS) else INTERNAL_ERROR
+        kind = "error" if code == USER_ERROR else f"internal error: {type(error).__name__}"
+        text = f"{kind}: {one_line(error)}{'' if code == USER_ERROR else ' (--debug shows where)'}"
+        report = traceback.format_exc().rstrip() if "--debug" in arguments else text
+        processes.await_loss(error)
+    processes.failed(text, code, report)
+    return code

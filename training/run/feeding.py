@@ -1,0 +1,123 @@
+"""This process's share of the data, as the configuration describes it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+import data
+from configs import Config
+from training.distributed import mesh
+
+
+def open_source(config: Config, name: str, split: str) -> data.Source:
+    """Opens a split of a set with the configuration's directory and cache."""
+    return data.open_source(name, split=split, directory=config.data.directory or None, cache=config.data.cache)
+
+
+def transforms(text: str, image_size: int) -> str:
+    """Fills `{size}` in with `data.image_size`, and `{size/0.875}` with the quotient, rounded to whole pixels."""
+    return re.sub(r"\{size(?:/([0-9.]+))?\}", lambda match: str(round(image_size / float(match[1] or 1))), text)
+
+
+def _common(config: Config) -> dict[str, Any]:
+    settings = config.data
+    return dict(
+        mean=settings.mean,
+        std=settings.std,
+        workers=settings.workers,
+        threads=settings.threads,
+        prefetch=settings.prefetch,
+        on_error=settings.on_error,
+    )
+
+
+def train_stream(
+    config: Config, source: data.Source, position: int, sharding: NamedSharding | None = None
+) -> data.TrainStream:
+    """Training batches from a global position on: the rows that `sharding` gives to this process, or whole ones."""
+    settings = config.data
+    return data.train_stream(
+        source,
+        transforms=transforms(settings.train_transforms, settings.image_size),
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        position=position,
+        rows=_rows(sharding, settings.batch_size),
+        repeats=settings.repeats,
+        **_common(config),
+    )
+
+
+def eval_batches(config: Config, source: data.Source, sharding: NamedSharding | None = None) -> data.EvalBatches:
+    """Every example of a set once, in order, the last batch padded; of each batch the rows of this process."""
+    settings = config.data
+    batch_size = config.eval.batch_size or settings.batch_size
+    return data.eval_batches(
+        source,
+        transforms=transforms(settings.eval_transforms, settings.image_size),
+        batch_size=batch_size,
+        rows=_rows(sharding, batch_size),
+        **_common(config),
+    )
+
+
+def _rows(sharding: NamedSharding | None, batch_size: int) -> list[int] | None:
+    return None if sharding is None else mesh.batch_rows(sharding, batch_size)
+
+
+def check(config: Config, source: data.Source, spec: Mapping[str, jax.ShapeDtypeStruct], training: bool) -> None:
+    """Sends one example through the transforms, so that what cannot work is said before anything is compiled or
+    written.
+
+    Raises:
+      ValueError: the transforms cannot be read, or end in something that the task cannot take.
+    """
+    key = "train_transforms" if training else "eval_transforms"
+    settings = config.data
+    text = transforms(settings.train_transforms if training else settings.eval_transforms, settings.image_size)
+    pipeline = data.parse_transforms(text, settings.mean, settings.std)
+    with contextlib.suppress(data.ExampleError):  # one that cannot be read is the stream's to report or replace
+        record = pipeline(source[0], source.info.fields, np.random.default_rng(0))
+        batch = {name: np.asarray(value)[None] for name, value in record.items()}
+        fields({**batch, "valid": np.ones(1, np.float32)}, spec, source, key)
+
+
+def fields(
+    batch: Mapping[str, np.ndarray],
+    spec: Mapping[str, jax.ShapeDtypeStruct],
+    source: data.Source,
+    transforms_key: str,
+    complete: bool = True,
+) -> dict[str, np.ndarray]:
+    """The fields that a task takes, checked before the compiler sees them.
+
+    Args:
+      spec: names and shapes that the task wants.
+      transforms_key: the key of `config.data` to name in an error.
+      complete: whether all of them have to be there.
+
+    Raises:
+      ValueError: a field is missing or has another shape.
+    """
+    missing = [name for name in spec if name not in batch]
+    if missing and complete:
+        raise ValueError(
+            f"{source.info.name!r} has no field {missing[0]!r}, which the task needs; it has {', '.join(sorted(batch))}"
+        )
+    present = {name: batch[name] for name in spec if name in batch}
+    for name, value in present.items():
+        shape, wanted = tuple(value.shape[1:]), tuple(spec[name].shape[1:])
+        if shape != wanted:
+            raise ValueError(
+                f"field {name!r} of {source.info.name!r} has shape {shape} after config.data.{transforms_key}, the "
+                f"task takes {wanted} "
+                "(config.data.image_size and the transforms have to agree)"
+            )
+    return present

@@ -1,0 +1,348 @@
+"""The training loop: the same for every model, data set and task.
+
+`train` prepares a run (`training/run/run.py`), continues it from its newest checkpoint, and takes steps; between steps
+it logs, evaluates and saves. The host reads results at log steps, before a save and in evaluations, never else.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import configs
+import data
+from configs import Config
+from tasks.base import Task
+from training.checkpoints import checkpoint
+from training.distributed import hostread, mesh, processes
+from training.distributed.preemption import Preempted, Signals
+from training.evaluation import evaluate
+from training.run import feeding, provenance, summary
+from training.run import workdir as workdirs
+from training.run.log import Jsonl, Terminal, Writers
+from training.run.run import Run, prepare
+from training.run.state import TrainState
+from training.run.step import finish_metrics
+
+MOST_STEPS_UNDER_WAY = 2
+DRY_RUN = {
+    "train.steps": 2,
+    "optim.warmup": "0",
+    "optim.cooldown": "0",
+    "log.every_steps": 1,
+    "eval.every_steps": "0",
+    "checkpoint.every_steps": "0",
+    "log.tensorboard": False,
+    "log.wandb": "",
+}
+
+
+def train(
+    config: Config,
+    workdir: str | os.PathLike[str],
+    *,
+    task: Task | None = None,
+    sources: Mapping[str, data.Source] | None = None,
+    terminal: Terminal | None = None,
+    profile: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    most_eval_batches: int | None = None,
+) -> dict[str, Any]:
+    """Trains, or continues, the run of `config` in `workdir` and returns its summary.
+
+    Args:
+      workdir: made if absent; holds config.json, checkpoints, logs and, at the end, summary.json.
+      task: in place of the one that `config.train.task` names.
+      sources: in place of those that `config.data` names: `"train"`, and one for each evaluation set.
+      terminal: where progress goes.
+      profile: write a profiler trace of a few steps to `workdir/profile`.
+      overrides: what was set on the command line, noted for those who continue the run.
+      most_eval_batches: evaluate on the first batches only (dry runs).
+
+    Raises:
+      ValueError, OSError: the run cannot work, or belongs to another configuration.
+      FloatingPointError: a step was not finite and `config.train.nonfinite` is "stop".
+      Preempted: SIGTERM or SIGINT came; the state has been saved.
+    """
+    workdir, terminal = Path(workdir), terminal or Terminal(quiet=not processes.is_first())
+    workdirs.check(workdir, config)
+    if (done := summary.completed(workdir)) is not None:
+        terminal.say(
+            f"{workdir}: complete at step {done['step']}; see {workdir / 'summary.json'} (another workdir starts anew)"
+        )
+        return done
+    if jax.distributed.is_initialized() and processes.connection() is None:
+        raise ValueError(
+            "several processes have to be connected by training.distributed.processes.start, as train.py does"
+        )
+    with Signals() as signals:
+        run = prepare(config, task=task, source=(sources or {}).get("train"))
+        sets = evaluate.open_sets(config, sources)
+        for source in sets.values():
+            feeding.check(config, source, run.task.batch_spec(1), training=False)
+        with Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches) as session:
+            return session.run_steps(signals, profile)
+
+
+class Session:
+    """An open run: its state on the devices, its stream, checkpoints and logs."""
+
+    def __init__(
+        self,
+        run: Run,
+        workdir: Path,
+        sets: Mapping[str, data.Source],
+        terminal: Terminal,
+        overrides: Mapping[str, Any],
+        most_eval_batches: int | None,
+    ):
+        self.run, self.workdir, self.sets, self.terminal = run, workdir, sets, terminal
+        self.most_eval_batches = most_eval_batches
+        self.primary = processes.is_first()
+        config = run.config
+        self.log_every, self.eval_every, self.save_every = (
+            run.steps(group.every_steps) for group in (config.log, config.eval, config.checkpoint)
+        )
+        self.started = time.perf_counter()
+        self.evaluator = evaluate.Evaluator(
+            run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays
+        )
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"--workdir={workdir}: cannot be made: {error.strerror}") from error
+        processes.check_shared(workdir, f"--workdir={workdir}")
+        best, mode = run.task.best_metric
+        self.checkpoints = checkpoint.Checkpointer(
+            workdir / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+            best_metric=best,
+            best_mode=mode,
+        )
+        self.best_metric = best
+        self.state = self._restore_or_start()
+        self.step = self.first_step = int(hostread.read(self.state.step))
+        if self.primary:
+            # Only now: a workdir that cannot be continued stays as it is.
+            workdirs.begin(workdir, config, overrides)
+        self.eval_results: dict[str, Any] = {}
+        self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary)
+        name = "examples.jsonl" if self.primary else f"examples-{jax.process_index()}.jsonl"
+        self.example_ids = Jsonl(workdir / name, self.step) if config.log.example_ids else None
+
+    def _restore_or_start(self) -> TrainState:
+        newest = self.checkpoints.latest()
+        processes.agree(-1 if newest is None else newest, f"newest checkpoints in {self.workdir}")
+        if newest is not None:
+            restored, metadata = self.checkpoints.restore(
+                self.run.template.as_dict(), shardings=self.run.shardings.as_dict()
+            )
+            self.terminal.say(f"resuming {self.workdir} from step {metadata['step']}")
+            return TrainState(**restored)
+        return self.run.initial_state()
+
+    def run_steps(self, signals: Signals, profile: bool) -> dict[str, Any]:
+        """Takes the remaining steps and writes the summary."""
+        run, total = self.run, self.run.total_steps
+        if self.primary and self.first_step == 0 and not self.terminal.quiet:
+            self.terminal.say(provenance.headline(run))
+        window = _Window()
+        under_way: collections.deque[jax.Array] = collections.deque()
+        tracer = _Tracer(self.workdir / "profile", self.first_step, total) if profile else None
+        with contextlib.closing(
+            feeding.train_stream(
+                run.config, run.source, self.step * run.config.data.batch_size, mesh.batch_sharding(run.mesh)
+            )
+        ) as stream:
+            batches = self._on_device(stream, window)
+            while self.step < total:
+                batch, ids = next(batches)
+                with jax.transfer_guard("disallow"):
+                    self.state, done = run.step(self.state, batch, run.partner_arrays)
+                self.step += 1
+                # Dispatch is asynchronous: without a bound, batches pile up on the devices and a signal is late.
+                under_way.append(done)
+                if len(under_way) > MOST_STEPS_UNDER_WAY:
+                    under_way.popleft().block_until_ready()
+                window.steps += 1
+                if self.step == self.first_step + 1:
+                    self._report_first_step()
+                    window.restart(count=False)
+                if self.example_ids:
+                    self.example_ids.write({"step": self.step, "index": ids})
+                if tracer:
+                    tracer.after(self.step, self.state)
+                self._between_steps(window, signals.after(self.step), {"replaced": stream.stats.replaced})
+        return self._finish(window)
+
+    def _on_device(self, stream: Iterator[Any], window: _Window) -> Iterator[tuple[dict[str, jax.Array], list[int]]]:
+        """Keeps one batch ahead on the devices, so that the transfer runs beside the step; counts time spent waiting
+        for data.
+        """
+        sharding = mesh.batch_sharding(self.run.mesh)
+        spec = self.run.task.batch_spec(self.run.config.data.batch_size)
+        ahead: collections.deque = collections.deque()
+
+        def fetch() -> None:
+            begin = time.perf_counter()
+            batch = next(stream)
+            window.waited += time.perf_counter() - begin
+            present = feeding.fields(batch, spec, self.run.source, "train_transforms")
+            ahead.append((mesh.put_batch(present, sharding), batch["index"].tolist()))
+
+        fetch()
+        for step in range(self.step, self.run.total_steps):
+            current = ahead.popleft()
+            if step + 1 < self.run.total_steps:
+                fetch()
+            yield current
+
+    def _report_first_step(self) -> None:
+        jax.block_until_ready(self.state.step)
+        self.terminal.say(f"first step after {time.perf_counter() - self.started:.1f} s (compilation included)")
+
+    def _between_steps(self, window: _Window, signal_number: int | None, stats: Mapping[str, Any]) -> None:
+        """Logs, evaluates, saves and leaves, when it is time."""
+        last = self.step == self.run.total_steps
+        if last or (self.log_every and self.step % self.log_every == 0):
+            self._log(window, stats)
+        evaluating = last or bool(self.eval_every and self.step % self.eval_every == 0)
+        if evaluating:
+            jax.block_until_ready(self.state.step)
+            window.restart()
+            self._evaluate()
+        if last or signal_number or (self.save_every and self.step % self.save_every == 0):
+            self._save(evaluating)
+        if signal_number and not last:
+            self.checkpoints.wait()
+            raise Preempted(
+                f"signal {signal_number} at step {self.step}: state saved; the same command continues", signal_number
+            )
+        if evaluating:
+            window.restart(count=False)
+
+    def _log(self, window: _Window, stats: Mapping[str, Any]) -> None:
+        sums, health, taken = hostread.read((self.state.metrics, self.state.health, self.state.opt_state["count"]))
+        self._check_health(health)
+        seconds = time.perf_counter() - window.begin
+        row = finish_metrics(self.run.task, sums)
+        row["learning_rate"] = float(self.run.learning_rate(max(int(taken) - 1, 0)))
+        row["images_per_second"] = window.steps * self.run.config.data.batch_size / seconds if window.steps else 0.0
+        row["eta_seconds"] = (self.run.total_steps - self.step) * seconds / max(window.steps, 1)
+        row["data_wait"] = window.waited / seconds
+        row["skipped_steps"] = int(health["bad_steps"])
+        row.update({f"data_{name}": int(value) for name, value in stats.items()})
+        if self.primary:
+            self.writers.write(self.step, "train", row)
+            self.terminal.progress(self.step, self.run.total_steps, row)
+        self.state = dataclasses.replace(self.state, metrics=self.run.fresh_metrics())
+        window.restart()
+
+    def _check_health(self, health: Mapping[str, Any]) -> None:
+        if self.run.config.train.nonfinite == "skip" or not health["bad_steps"]:
+            return
+        names = [n for n, bad in zip(self.run.group_names, health["bad_groups"], strict=True) if bad]
+        groups = (
+            f"gradients not finite in {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            if names
+            else "the gradients are finite"
+        )
+        raise FloatingPointError(
+            f"step {int(health['first_bad_step']) + 1}: loss or gradient is not finite; {groups}. No update was "
+            f"taken from it; the last checkpoint is "
+            f"step {self.checkpoints.latest()}. Lower optim.learning_rate, set optim.clip_norm, or train.nonfinite=skip"
+        )
+
+    def _evaluate(self) -> None:
+        use_ema = bool(self.run.config.optim.ema) and self.run.config.eval.use_ema
+        chosen = self.state.ema if use_ema else {"params": self.state.params, "model_state": self.state.model_state}
+        for label, source in self.sets.items():
+            results = self.evaluator(
+                chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches
+            )
+            self.eval_results[label] = results
+            if self.primary:
+                scalars = evaluate.scalars(results)
+                self.writers.write(self.step, f"eval/{label}", scalars)
+                shown = [k for k in (self.run.task.columns or scalars) if k in scalars][:3]
+                self.terminal.say(
+                    f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown)
+                )
+
+    def _save(self, evaluated: bool) -> None:
+        self._check_health(hostread.read(self.state.health))
+        metric = None
+        if evaluated and self.eval_results:
+            metric = next(iter(self.eval_results.values())).get(self.best_metric)
+        metadata = provenance.metadata(self.run, self.step)
+        self.checkpoints.save(self.step, self.state.as_dict(), metadata, metric=metric)
+
+    def _finish(self, window: _Window) -> dict[str, Any]:
+        self.checkpoints.wait()
+        if not self.eval_results:  # a run that was stopped between its last save and here
+            self._evaluate()
+        seconds = max(window.all_seconds, 1e-9)
+        totals = {
+            "seconds": time.perf_counter() - self.started,
+            "data_wait": window.all_waited / seconds,
+            "images_per_second": window.all_steps * self.run.config.data.batch_size / seconds,
+        }
+        result = summary.make(self.run, self.step, hostread.read(self.state.params), self.eval_results, totals)
+        if self.primary:
+            summary.write(self.workdir, result)
+            self.terminal.say(f"done: {self.workdir / 'summary.json'}")
+        return result
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.writers.close()
+        if self.example_ids:
+            self.example_ids.close()
+        # An error on its way out says more than what follows from it.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.checkpoints.close()
+
+
+class _Window:
+    """Time and steps since the last log line, and their sums over the run; the first step, evaluations and saves are
+    not counted.
+    """
+
+    def __init__(self) -> None:
+        self.all_seconds, self.all_waited, self.all_steps = 0.0, 0.0, 0
+        self.begin, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def restart(self, count: bool = True) -> None:
+        now = time.perf_counter()
+        if count:
+            self.all_seconds += now - self.begin
+            self.all_waited += self.waited
+            self.all_steps += self.steps
+        self.begin, self.steps, self.waited = now, 0, 0.0
+
+
+class _Tracer:
+    """A profiler trace of three steps, once compilation is over."""
+
+    def __init__(self, folder: Path, first_step: int, total: int):
+        self.folder, self.begin = folder, min(first_step + 3, max(total - 3, first_step + 1))
+        self.end = min(self.begin + 3, total)
+
+    def after(self, step: int, state: TrainState) -> None:
+        if step == self.begin:
+            jax.block_until_ready(state.step)
+            jax.profiler.start_trace(str(self.folder))
+        if step == self.end:
+            jax.block_until_ready(state.step)
+            jax.profiler.stop_trace()

@@ -1,0 +1,68 @@
+"""Where a result comes from: configuration, versions, commit and data, as they go into checkpoints and summaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import configs
+import models
+from training.checkpoints import checkpoint
+from training.run.run import Run
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of this checkout, with `+changes` where files differ from it; empty outside of git."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).resolve().parent
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return done.stdout.strip()
+
+    head = git("rev-parse", "HEAD")
+    return head + ("+changes" if head and git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def metadata(run: Run, step: int) -> dict[str, Any]:
+    """What a checkpoint says about itself besides its arrays."""
+    return {
+        "step": step,
+        "config": configs.as_dict(run.config),
+        "config_hash": configs.digest(run.config),
+        "data": {"position": step * run.config.data.batch_size, "seed": run.config.seed},
+        "info": dataclasses.asdict(run.source.info),
+        "versions": checkpoint.versions(),
+        "commit": commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def headline(run: Run) -> str:
+    """What is about to run: model by block, devices, data and length."""
+    config = run.config
+    size = config.data.image_size
+    device = jax.devices()[0]
+    mesh = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items())
+    lines = [
+        f"{config.model.name} on {config.data.name}: {run.examples} examples, {run.total_steps} steps of "
+        f"{config.data.batch_size} "
+        f"({run.total_steps * config.data.batch_size / run.examples:.1f} epochs), {config.train.precision}, "
+        f"{config.optim.name}",
+        f"{len(jax.devices())} x {device.device_kind} ({device.platform}), mesh {mesh}, {jax.process_count()} "
+        f"process(es)",
+    ]
+    if "image" in run.task.batch_spec(1):
+        lines.append(str(models.summarize(run.model, (1, size, size, 3))))
+    return "\n".join(lines)

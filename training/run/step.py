@@ -1,0 +1,155 @@
+"""One optimizer step as a pure function: forward, backward, update, averages and health, for any task and any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import models
+from tasks.base import Task
+from training.optim import ema as averages
+from training.optim import optim
+from training.run.state import Flat, TrainState
+
+
+def merge_partners(graphs: Mapping[str, Any], arrays: Mapping[str, tuple[Flat, Flat]]) -> dict[str, Any]:
+    """Frozen partner models from their static part and their arrays."""
+    return {name: models.merge(graphs[name], *arrays[name]) for name in graphs}
+
+
+def make_step(
+    task: Task,
+    graph: Any,
+    optimizer: optim.Optimizer,
+    partner_graphs: Mapping[str, Any],
+    *,
+    parts: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Mapping[str, jax.Array], Any], tuple[TrainState, jax.Array]]:
+    """Builds `step(state, batch, partners) -> (state, done)`.
+
+    `done` is a scalar to wait for, never to read: the state itself is donated to the next step.
+
+    A step whose loss or gradients are not finite changes nothing but `step` and `health`; the loop decides whether to
+    go on.
+
+    Args:
+      parts: the batch is split into this many parts whose gradients are averaged; part i takes examples i, i +
+        parts, ... so that every device keeps its own examples.
+      ema_decay: decay of the moving average; 0 keeps none.
+    """
+    train_metrics = task.train_metrics()
+
+    def loss_of(params: Flat, model_state: Flat, batch: Any, key: jax.Array, partners: Any):
+        model = models.merge(graph, params, model_state)
+        outputs = task.forward(model, batch, train=True, key=key, partners=partners)
+        loss, scalars = task.loss(outputs, batch)
+        return loss, (models.split(model)[2], scalars, outputs)
+
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def part(params: Flat, model_state: Flat, sums: Any, batch: Any, key: jax.Array, partners: Any):
+        """Loss, its named parts and gradients of some examples, the model state after them, and metric sums."""
+        (loss, (model_state, scalars, outputs)), grads = gradient_of(params, model_state, batch, key, partners)
+        sums = {name: metric.update(sums[name], outputs, batch) for name, metric in train_metrics.items()}
+        return loss, scalars, grads, model_state, sums
+
+    def gradients(state: TrainState, batch: Any, key: jax.Array, partners: Any):
+        """What `part` gives for the whole batch: means over the parts, and the model state after the last one."""
+        sums = {name: metric.init() for name, metric in train_metrics.items()}
+        if parts == 1:
+            return part(state.params, state.model_state, sums, batch, key, partners)
+
+        def accumulate(carry: tuple, inputs: tuple):
+            (total, model_state, sums), (piece, piece_key) = carry, inputs
+            loss, scalars, grads, model_state, sums = part(state.params, model_state, sums, piece, piece_key, partners)
+            return (jax.tree.map(jnp.add, total, grads), model_state, sums), (loss, scalars)
+
+        pieces = {k: jnp.moveaxis(v.reshape(v.shape[0] // parts, parts, *v.shape[1:]), 1, 0) for k, v in batch.items()}
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
+        start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state, sums)
+        (total, model_state, sums), means = jax.lax.scan(accumulate, start, (pieces, keys))
+        loss, scalars = jax.tree.map(lambda values: values.mean(0), means)
+        return loss, scalars, jax.tree.map(lambda g: g / parts, total), model_state, sums
+
+    def step(state: TrainState, batch: Mapping[str, jax.Array], partner_arrays: Any) -> tuple[TrainState, jax.Array]:
+        partners = merge_partners(partner_graphs, partner_arrays)
+        prepare_key, forward_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        prepared = task.prepare(batch, prepare_key)
+        loss, scalars, grads, model_state, sums = gradients(state, prepared, forward_key, partners)
+        updates, opt_state, aux = optimizer.update(grads, state.opt_state, state.params)
+        params = {name: value + updates[name].astype(value.dtype) for name, value in state.params.items()}
+        good = jnp.isfinite(loss) & ~aux.bad_groups.any()
+        ema = {}
+        if ema_decay:
+            now = {"params": params, "model_state": model_state}
+            ema = averages.update_ema(state.ema, now, state.step, ema_decay)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+        first = state.health["first_bad_step"]
+        health = {
+            "bad_steps": state.health["bad_steps"] + ~good,
+            "first_bad_step": jnp.where(good | (first >= 0), first, state.step),
+            "bad_groups": jnp.where(good | (first >= 0), state.health["bad_groups"], aux.bad_groups),
+        }
+        scalars = {"loss": loss, **scalars, "grad_norm": aux.grad_norm}
+        means = state.metrics["means"]
+        metrics = {
+            "count": state.metrics["count"] + good,
+            "means": {name: means[name] + jnp.where(good, value, 0.0) for name, value in scalars.items()},
+            "task": {
+                name: metric.merge(state.metrics["task"][name], keep(sums[name], metric.init()))
+                for name, metric in train_metrics.items()
+            },
+        }
+        after = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            model_state=keep(model_state, state.model_state),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(ema, state.ema),
+            key=state.key,
+            health=health,
+            metrics=metrics,
+        )
+        return after, after.step.astype(jnp.float32)
+
+    return step
+
+
+def loss_parts(
+    task: Task, graph: Any, params: Any, model_state: Any, batch: Any, partner_graphs: Any, partner_arrays: Any
+) -> list[str]:
+    """Names of the scalars that `Task.loss` gives besides the loss, found by tracing the task without running it."""
+
+    def trace(params: Any, model_state: Any, batch: Any, arrays: Any):
+        key = jax.random.key(0)
+        partners = merge_partners(partner_graphs, arrays)
+        batch = task.prepare(batch, key)
+        outputs = task.forward(models.merge(graph, params, model_state), batch, train=True, key=key, partners=partners)
+        return task.loss(outputs, batch)[1]
+
+    return list(jax.eval_shape(trace, params, model_state, batch, partner_arrays))
+
+
+def fresh_metrics(task: Task, parts: Sequence[str]) -> dict[str, Any]:
+    """Zeroed sums for the log: of the loss, its named `parts`, the gradient norm and the task's own metrics."""
+    return {
+        "count": jnp.zeros((), jnp.int32),
+        "means": {name: jnp.zeros((), jnp.float32) for name in ["loss", *parts, "grad_norm"]},
+        "task": {name: metric.init() for name, metric in task.train_metrics().items()},
+    }
+
+
+def finish_metrics(task: Task, sums: Mapping[str, Any]) -> dict[str, float]:
+    """Means since the last log line, on the host."""
+    count = max(int(sums["count"]), 1)
+    out = {name: float(value) / count for name, value in sums["means"].items()}
+    for name, metric in task.train_metrics().items():
+        out[name] = float(metric.finish(sums["task"][name]))
+    return out

@@ -1,0 +1,53 @@
+"""`workdir/summary.json`: the result of a finished run, for people and for tables that are made from many runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import configs
+from training.checkpoints import checkpoint
+from training.evaluation import evaluate
+from training.run import provenance
+from training.run import workdir as workdirs
+from training.run.run import Run
+
+
+def completed(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or None."""
+    path = workdir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def make(
+    run: Run,
+    step: int,
+    params: Mapping[str, np.ndarray],
+    results: Mapping[str, Mapping[str, Any]],
+    totals: Mapping[str, float],
+) -> dict[str, Any]:
+    """Gathers metrics (fractions, not percent), provenance and a hash of the parameters."""
+    return {
+        "step": step,
+        "metrics": {label: evaluate.scalars(result) for label, result in results.items()},
+        "config_hash": configs.digest(run.config),
+        "params_sha256": checkpoint.params_sha256(params),
+        "commit": provenance.commit(),
+        "seed": run.config.seed,
+        "model": run.config.model.name,
+        "data": run.config.data.name,
+        "parameters": int(sum(p.size for p in params.values())),
+        "versions": checkpoint.versions(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **{name: round(value, 4) for name, value in totals.items()},
+    }
+
+
+def write(workdir: Path, result: Mapping[str, Any]) -> None:
+    """Writes the summary in one piece."""
+    workdirs.write(workdir / "summary.json", json.dumps(result, indent=1) + "\n")
