@@ -6,6 +6,7 @@
     python eval.py --workdir=runs/a --predict=FOLDER     # writes runs/a/eval/predictions.csv
     python eval.py --workdir=runs/a --export=FOLDER      # writes weights and the model as one function (docs/export.md)
     python eval.py --checkpoint=FILE.safetensors --config=configs/vit_s16_imagenet.py       # official weights
+    python eval.py --checkpoint=FILE.pth --ema --config=configs/vit_s16_imagenet.py         # of several the averaged
 
 The configuration is the one saved with the checkpoint, or that of --config; --config.eval.sets=train=@train[:500] and
 the like change its keys.
@@ -60,7 +61,8 @@ def main(arguments: list[str]) -> int:
         workdir.check_writable(output, f"--{'export' if options.export else 'output'}={output}")
     use_ema = options.weights if options.weights is None else options.weights == "ema"
     if official:
-        saved = _official(config, place)
+        saved = _official(config, place, options.weights)
+        use_ema = saved["ema"] is not None
     if options.export:
         return _export(config, saved, use_ema, output)
     if options.generate is not None:
@@ -98,15 +100,16 @@ def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | 
     return configs.from_dict(saved["config"], overrides)
 
 
-def _official(config: Config, file: str) -> dict[str, Any]:
+def _official(config: Config, file: str, which: str | None) -> dict[str, Any]:
     from training.checkpoints import initial
-    from training.evaluation import evaluate
+    from training.run import evaluate
 
-    return initial.read_official(file, config, next(iter(evaluate.open_sets(config).values())).info)
+    return initial.read_official(file, config, next(iter(evaluate.open_sets(config).values())).info, which)
 
 
 def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None) -> int:
-    from training.evaluation import evaluate, export, trained
+    from training.evaluation import export, trained
+    from training.run import evaluate
 
     assert folder is not None
     info = None if saved else next(iter(evaluate.open_sets(config).values())).info
@@ -127,7 +130,8 @@ def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, outp
 
 
 def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, output: Path | None) -> int:
-    from training.evaluation import evaluate, generate, trained
+    from training.evaluation import generate, trained
+    from training.run import evaluate
 
     assert output is not None
     source = next(iter(evaluate.open_sets(config).values()))
@@ -137,7 +141,8 @@ def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, outp
 
 
 def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None) -> int:
-    from training.evaluation import evaluate, results, trained
+    from training.evaluation import results, trained
+    from training.run import evaluate
 
     sets = evaluate.open_sets(config)
     model = trained.load(saved, config, use_ema=use_ema, info=next(iter(sets.values())).info)

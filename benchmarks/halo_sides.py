@@ -1,4 +1,4 @@
-"""Halo attention from packed projections to a packed output, for `benchmarks.tpu_cycles` (docs/halonet.md)."""
+"""Halo attention from packed projections to a packed output, for `benchmarks.tpu_cycles` (docs/families/halonet.md)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def both(
 
     def attention(q: Array, k: Array, v: Array, height_rel: Array, width_rel: Array) -> Array:
         q, k, v = (x.reshape(*x.shape[:3], heads, -1) for x in (q, k, v))
-        out = halo_attention(q, k, v, block=block, halo=halo, height_rel=height_rel, width_rel=width_rel)
+        out = halo_attention(q, k, v, block_size=block, halo_size=halo, height_rel=height_rel, width_rel=width_rel)
         return out.reshape(*out.shape[:3], -1)
 
     out, backward = jax.vjp(attention, q, k, v, height_rel, width_rel)

@@ -38,9 +38,9 @@ Works = Mapping[str, Callable[[], Any]]
 KINDS = ("convolutions", "products", "element-wise and reductions", "copies and layouts")
 
 
-def ours(name: str, batch: int, *, unrolled: bool = False) -> Works:
+def ours(name: str, batch: int, *, unrolled: bool = False, dtype: Any = None) -> Works:
     """Compiled functions of this repository, each run to its end."""
-    model = models.create(name, rngs=nnx.Rngs(0), scan=not unrolled, drop_path=DROP_PATH)
+    model = models.create(name, rngs=nnx.Rngs(0), scan=not unrolled, drop_path=DROP_PATH, dtype=dtype)
     graph, params, state = models.split(model)
     side = image_size(name)
     images = jnp.asarray(np.random.default_rng(0).standard_normal((batch, side, side, 3)), jnp.float32)

@@ -146,9 +146,7 @@ def medians(sides: dict[str, dict[str, Callable[[], Any]]], rounds: int) -> dict
                 function()
                 if number:  # the first round compiles and warms up
                     times[side][work].append(1e3 * (time.perf_counter() - begin))
-    return {
-        side: {work: statistics.median(values) for work, values in works.items()} for side, works in times.items()
-    }
+    return {side: {work: statistics.median(values) for work, values in works.items()} for side, works in times.items()}
 
 
 def main() -> None:

@@ -146,6 +146,7 @@ def flex(case: Case) -> Iterator[dict[str, Callable[[], Any]]]:
     shape = (case.batch, case.heads, case.pattern.tokens, case.head_dim)
     q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     cotangent = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    torch.compiler.reset()  # of too many programs PyTorch compiles no more, and runs what is not compiled
     attend = torch.compile(flex_attention)
     extents = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}[len(case.shape)]
     for order in (np.arange(case.pattern.tokens), tiled_order(case.pattern, extents)):

@@ -59,9 +59,7 @@ CASES: Mapping[str, Case] = {
     "2-D D256 bf16": Case(MAP, jnp.bfloat16, 256),
     "2-D D64 f16": Case(MAP, jnp.float16, 64),
     "1-D D64 bf16": Case(make_pattern((16384,), 255), jnp.bfloat16, 64),
-    "1-D D64 bf16, causal, stride 16": Case(
-        make_pattern((4096,), 64, stride=16, is_causal=True), jnp.bfloat16, 64
-    ),
+    "1-D D64 bf16, causal, stride 16": Case(make_pattern((4096,), 64, stride=16, is_causal=True), jnp.bfloat16, 64),
     "3-D D64 bf16": Case(VIDEO, jnp.bfloat16, 64),
     "2-D D32 f32, bias": Case(MAP, jnp.float32, 32, bias=True),
     "2-D D64 f32": Case(MAP, jnp.float32, 64),

@@ -1,6 +1,6 @@
 """Draws which keys some queries see, for a few patterns: docs/neighborhood.png.
 
-    python -m benchmarks.neighborhood_picture [--output=docs/neighborhood.png]
+python -m benchmarks.neighborhood_picture [--output=docs/neighborhood.png]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Outlook attention from packed projections to a packed output, for `benchmarks.tpu_cycles` (docs/volo.md)."""
+"""Outlook attention from packed projections to a packed output, for `benchmarks.tpu_cycles` (docs/families/volo.md)."""
 
 from __future__ import annotations
 

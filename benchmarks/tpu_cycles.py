@@ -162,9 +162,7 @@ def measure(function: str, *arguments: Any, chip: str = "v5e", keep: str | Path 
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
         }
         command = [sys.executable, "-m", "benchmarks.tpu_cycles", "--compile_into", str(folder)]
-        done = subprocess.run(
-            command, input=json.dumps(job), env=environment, cwd=ROOT, capture_output=True, text=True
-        )
+        done = subprocess.run(command, input=json.dumps(job), env=environment, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise DoesNotCompile(f"{function} for {chip}: {_last_words(done.stderr)}")
         return read(folder, chip)
@@ -287,9 +285,7 @@ def main() -> None:
     if not options.function:
         parser.error("which function? module:name")
     try:
-        report = measure(
-            options.function, *options.arguments, chip=options.chip, keep=options.keep, **options.static
-        )
+        report = measure(options.function, *options.arguments, chip=options.chip, keep=options.keep, **options.static)
     except DoesNotCompile as error:
         parser.exit(2, f"{error}\n")
     print(report.table())

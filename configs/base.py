@@ -32,6 +32,12 @@ FIELDS: dict[str, Any] = {
             "Workdir, checkpoint or file of official weights (docs/weights.md) whose parameters start the run; another "
             "number of classes or image size is adapted.",
         ),
+        "init_weights": Field(
+            "auto",
+            "Which weights of init_from: the raw ones or their moving average (ema); auto takes the average of a run "
+            "that has one, and of a file the only ones.",
+            choices=("auto", "raw", "ema"),
+        ),
         "attention": Field("", "Attention module that replaces the model's own; empty keeps it."),
         "drop_path": Field(0.0, "Drop-path rate of the last block; rises linearly from 0.", low=0, high=0.999),
         "dropout": Field(0.0, "Dropout rate of tokens, projections and MLPs.", low=0, high=0.999),
@@ -131,7 +137,7 @@ FIELDS: dict[str, Any] = {
         "cutmix": Field(0.0, "Alpha of CutMix's Beta distribution; 0 is off.", low=0),
         "mixup_probability": Field(1.0, "Probability that a batch is mixed at all.", low=0, high=1),
         "mixup_switch_probability": Field(0.5, "Probability of CutMix where both are on.", low=0, high=1),
-        "teacher": Field("", "Workdir or checkpoint of a frozen teacher."),
+        "teacher": Field("", "Workdir or checkpoint of a frozen teacher; its moving average where it has one."),
         "distill": Field(
             "none", "Learn from the teacher's probabilities or from its decisions.", choices=("none", "soft", "hard")
         ),

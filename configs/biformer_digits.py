@@ -18,7 +18,5 @@ def get_config():
     """Returns the configuration."""
     config = recipes.digits(base.get_config(), image_size=32)
     config.model.name = "biformer_stl"
-    config.model.options = dict(
-        widths=(32, 64), depths=(2, 4), heads=(2, 4), mlp_ratios=(3, 3), regions=4, topk=(4, 0)
-    )
+    config.model.options = dict(widths=(32, 64), depths=(2, 4), heads=(2, 4), mlp_ratio=3, regions=4, topk=(4, 0))
     return config

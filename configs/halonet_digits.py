@@ -25,8 +25,8 @@ def get_config():
         strides=(1, 2),
         layers=(("attention",), ("attention",)),
         heads=4,
-        block=4,
-        halo=1,
+        block_size=4,
+        halo_size=1,
         features=256,
     )
     return config

@@ -1,28 +1,52 @@
 """Models: made by name, split into flat dictionaries of arrays, and merged again."""
 
 import models.families  # noqa: F401  (its folders declare what there is)
+from models.attention.registry import register_mechanism
+from models.core.call import Call, Memory
 from models.core.registry import create, names, register, reset_classifier, variant
+from models.core.rollout import rollout
 from models.core.state import Graph, merge, split, stack, unrolled_names, unstack
 from models.core.summary import summarize
+from models.core.tap import SITES, Site, Tap, tap
+from models.core.taps import ablate_heads, add, append_keys, drop_keys, record, replace, scale_logits, steer
+from models.core.watch import Recorded
 from models.weights.adapt import adapt
 from models.weights.family import register_family
-from models.weights.load import convert_weights, export_weights, load_weights
+from models.weights.load import compare_weights, convert_weights, export_weights, load_weights
 
 __all__ = [
+    "SITES",
+    "Call",
     "Graph",
+    "Memory",
+    "Recorded",
+    "Site",
+    "Tap",
+    "ablate_heads",
     "adapt",
+    "add",
+    "append_keys",
+    "compare_weights",
     "convert_weights",
     "create",
+    "drop_keys",
     "export_weights",
     "load_weights",
     "merge",
     "names",
+    "record",
     "register",
     "register_family",
+    "register_mechanism",
+    "replace",
     "reset_classifier",
+    "rollout",
+    "scale_logits",
     "split",
     "stack",
+    "steer",
     "summarize",
+    "tap",
     "unrolled_names",
     "unstack",
     "variant",

@@ -70,18 +70,17 @@ class Task:
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly initialised model by `config.model`; its outputs are the classes of the data source."""
         model = self.config.model
-        chosen = {"attention": model.attention} if model.attention else {}
+        # What says nothing is not said: a model need not have every option.
+        said = {"attention": model.attention, "drop_path": model.drop_path, "dropout": model.dropout}
         return models.create(
             model.name,
             num_classes=self.info.num_classes,
             rngs=rngs,
             image_size=self.config.data.image_size,
             dtype=jnp.dtype(self.config.train.precision),
-            drop_path=model.drop_path,
-            dropout=model.dropout,
             scan=model.scan,
             remat=model.remat,
-            **chosen,
+            **{name: value for name, value in said.items() if value},
             **model.options,
         )
 

@@ -63,6 +63,13 @@ def inside(arrays):
     return shares(arrays)
 
 
+def dropped(arrays):
+    """With dropout: the same probabilities are dropped on any mesh."""
+    rest = {name: arrays[name] for name in NAMES[3:]}
+    options = {"window": WINDOW, "return_lse": True, "dropout": 0.3, "key": jax.random.key(0)}
+    return neighborhood_attention(arrays["q"], arrays["k"], arrays["v"], **options, **rest)
+
+
 def layout(batch, heads, maps=()):
     """Shapes, and how they lie on the mesh; heads of keys are half of those of queries."""
     on_batch = BATCH if batch % 4 == 0 else None
@@ -89,6 +96,8 @@ CASES = {  # function, batch, heads, axes between batch and map, whether results
     "layers": (layers, 8, 4, (), True),
     "mapped": (mapped, 8, 4, (3,), True),
     "inside": (inside, 8, 4, (), True),
+    "dropped": (dropped, 8, 4, (), True),
+    "dropped, heads that are not divided": (dropped, 8, 6, (), True),
     "whole results": (attend, 8, 4, (), False),
 }
 

@@ -1,4 +1,4 @@
-"""Shared test set-up: CPU only, whatever the machine has, chosen before JAX is imported."""
+"""Shared test set-up: CPU only, whatever the machine has, chosen before JAX is imported; signatures are checked."""
 
 import os
 import sys
@@ -7,6 +7,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+import checked  # noqa: E402
+
+checked.install()
 
 import tiny  # noqa: E402
 

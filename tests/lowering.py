@@ -15,7 +15,8 @@ def device(platform):
     """A context in which there is one device of the platform."""
     if platform not in DEVICES:
         return contextlib.nullcontext()
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=DEVICES[platform])
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), axis_types=auto, abstract_device=DEVICES[platform])
     return jax.sharding.use_abstract_mesh(mesh)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from references import Config, Reference, Values, arguments
+from official_config import Config, arguments
+from references import Reference, Values
 
 from attn import merge_attention, neighborhood_attention
 

@@ -8,20 +8,17 @@ be compared (`tests/golden/test_golden.py`).
 import dataclasses
 import fnmatch
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
+from official_config import Config
 
 from models.weights.family import FAMILIES, Family, register_family
 
-Config = Mapping[str, Any]
 Values = dict[str, jax.Array]
-
-NOTES = ("cls", "note", "notes", "input", "layout", "op", "patched", "tokens")
-"""Keys of a reference file's config that describe it and are no constructor arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +27,8 @@ class Reference:
 
     Attributes:
       name: that of the family, where it is one of `models`.
-      options: official constructor arguments to keyword arguments of `model`. Keys in `NOTES` and those that start with
-        `_` are descriptions; any other key without a counterpart is a ValueError.
+      options: official constructor arguments to keyword arguments of `model`. Keys in `official_config.NOTES` and those
+        that start with `_` are descriptions; any other key without a counterpart is a ValueError.
       golden: patterns of the names of reference files.
       evaluate: `(model, inputs, config, stages) -> values`: everything a reference file holds, by the names in it
         (`"y"` and so on), and the outputs of the official modules `stages`, by module path. Inputs and values are in
@@ -39,6 +36,7 @@ class Reference:
       inputs: patterns of the names of their inputs.
       module: of a module alone, its class and table of weights, which then is a family of its own.
       stacked: the model takes `scan`.
+      sized: the model is made for a size of images, of which its official class knows nothing: that of `x`.
     """
 
     name: str
@@ -48,6 +46,7 @@ class Reference:
     inputs: tuple[str, ...] = ("x",)
     module: tuple[type[nnx.Module], Callable[[Any], Any]] | None = None
     stacked: bool = False
+    sized: bool = False
 
     @property
     def family(self) -> Family | None:
@@ -59,7 +58,10 @@ class Reference:
         options = self.options(config) | overrides
         if (family := self.family) is None:
             return None
-        return nnx.eval_shape(lambda: family.model(**options, rngs=nnx.Rngs(0)))
+        if self.module is not None:
+            return nnx.eval_shape(lambda: family.model(**options, rngs=nnx.Rngs(0)))
+        made = family.model.Options(**options)  # type: ignore[attr-defined]
+        return nnx.eval_shape(lambda: family.model(made, rngs=nnx.Rngs(0)))
 
 
 def _found() -> dict[str, Reference]:
@@ -83,33 +85,6 @@ def reference_of(stem: str) -> Reference | None:
         if any(fnmatch.fnmatchcase(stem, pattern) for pattern in reference.golden):
             return reference
     return None
-
-
-def arguments(config: Config, defaults: Config = {}) -> dict[str, Any]:  # noqa: B006
-    """The constructor arguments in a config: descriptions taken out, defaults filled in."""
-    given = {key: value for key, value in config.items() if not key.startswith("_") and key not in NOTES}
-    return dict(defaults) | given
-
-
-def named_object(value: Any) -> tuple[str, dict[str, Any]]:
-    """Name and keyword arguments of a class, function or partial as a config writes it down.
-
-    Text is a name (the part after the last dot counts); a dictionary has the class under `_type` and positional
-    arguments under `_args`, and a partial its function as the first of these.
-
-    >>> named_object({"_type": "functools.partial", "_args": ["LayerNorm"], "eps": 1e-5})
-    ('LayerNorm', {'eps': 1e-05})
-    """
-    if not isinstance(value, Mapping):
-        return str(value).rpartition(".")[2], {}
-    name, _ = named_object(value.get("_type", ""))
-    options = {key: entry for key, entry in value.items() if not key.startswith("_")}
-    if name != "partial":
-        return name, options
-    if not value.get("_args"):
-        raise ValueError(f"partial of nothing: {dict(value)}")
-    inner, inherited = named_object(value["_args"][0])
-    return inner, inherited | options
 
 
 REFERENCES: dict[str, Reference] = {}

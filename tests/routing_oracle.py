@@ -95,7 +95,8 @@ def depthwise(x, kernel, bias):
 
 
 def legacy(weights, x, *, dim, num_heads, n_win, topk, **options):
-    """The official BiLevelRoutingAttention (ops/bra_legacy.py), as docs/biformer.md describes it; x `[B, Y, X, C]`."""
+    """The official BiLevelRoutingAttention (ops/bra_legacy.py), as docs/families/biformer.md describes it; x `[B, Y, X,
+    C]`."""
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     batch, rows, columns, _ = x.shape
     if options.get("auto_pad"):
@@ -127,7 +128,8 @@ def legacy(weights, x, *, dim, num_heads, n_win, topk, **options):
 
 
 def nchw(weights, x, *, dim, num_heads, n_win, topk, qk_scale=None, **_):
-    """The official nchwBRA (ops/bra_nchw.py), as docs/biformer.md describes it; x and result `[B, Y, X, C]`."""
+    """The official nchwBRA (ops/bra_nchw.py), as docs/families/biformer.md describes it; x and result `[B, Y, X,
+    C]`."""
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     batch, rows, columns, _ = x.shape
     sizes = (rows // n_win, columns // n_win)

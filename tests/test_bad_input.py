@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from commands import run
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,13 +42,6 @@ def flags(**overrides):
     return [f"--config.{key}={value}" for key, value in values.items()] + [
         f"--config.model.options.{k}={v}" for k, v in options.items()
     ]
-
-
-def run(arguments, env=None, timeout=120):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "FOVEA_CACHE": str(tiny.CACHE / "data"), **(env or {})}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +106,27 @@ def corrupt_all(path):
     for file in (path / "checkpoints").rglob("*"):
         if file.is_file() and file.stat().st_size > 200:
             file.write_bytes(file.read_bytes()[:50])
+
+
+def weights(family, change=lambda arrays: None):
+    """A file of official weights of a tiny model of a family, after a change."""
+
+    def prepare(tmp_path, finished):
+        import tiny_models
+
+        import models
+
+        arrays = {name: np.array(array) for name, array in models.export_weights(tiny_models.create(family)).items()}
+        change(arrays)
+        np.savez(tmp_path / "w.npz", **arrays)
+        return [f"--config.model.init_from={tmp_path / 'w.npz'}", "--config.model.options.depth=3"]
+
+    return prepare
+
+
+def two_sets(arrays):
+    for name in list(arrays):
+        arrays[f"model.{name}"] = arrays[f"model_ema.{name}"] = arrays.pop(name)
 
 
 CASES = [
@@ -254,6 +269,25 @@ CASES = [
         starts=True,
     ),
     Case(
+        "init_from of another family",
+        r"init_from=.*w.npz: the weights do not fit the model: it looks like swin \(.*\), not vit; \d+ missing; ",
+        prepare=weights("swin"),
+        starts=True,
+    ),
+    Case(
+        "init_from with several sets of weights",
+        r"w.npz holds several sets of weights: model \(raw\), model_ema \(averaged\); choose by config.model.init_wei",
+        prepare=weights("vit", two_sets),
+        starts=True,
+    ),
+    Case(
+        "NaN in weights",
+        r"w.npz: norm.weight holds NaN or infinity$",
+        prepare=weights("vit", lambda arrays: arrays["norm.weight"].fill(np.nan)),
+        starts=True,
+    ),
+    Case("init_weights alone", r"init_weights=ema: needs config.model.init_from", {"model.init_weights": "ema"}),
+    Case(
         "teacher missing", r"no workdir or checkpoint .*nowhere", {"train.teacher": "nowhere", "train.distill": "soft"}
     ),
     Case(
@@ -348,7 +382,7 @@ def test_one_clear_line_and_nothing_lost(case, tmp_path, finished):
         ]
         if not any(argument.startswith("--workdir") for argument in extra):
             arguments.append(f"--workdir={workdir}")
-    done = run(arguments, case.env)
+    done = run(arguments, {"FOVEA_CACHE": str(tiny.CACHE / "data"), **case.env})
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert done.returncode not in (0, 75), done.stdout
     assert "Traceback" not in done.stdout + done.stderr

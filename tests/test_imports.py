@@ -1,4 +1,8 @@
-"""Imports run one way: train.py, eval.py -> training -> tasks -> data, configs -> models -> attn -> kernels."""
+"""Imports run one way: train.py, eval.py -> training -> tasks -> data, configs -> models -> attn -> kernels.
+
+Inside `models/`: families -> hosts -> attention -> layers, weights -> core. Inside `training/`: plans, evaluation ->
+run -> checkpoints -> distributed, optim. Inside `attn/`: operators -> common -> core.
+"""
 
 import ast
 from pathlib import Path
@@ -18,6 +22,12 @@ LEVEL = {
     "attn": 5,
     "kernels": 6,
 }
+INSIDE = {
+    "models": {"families": 0, "hosts": 1, "attention": 2, "layers": 3, "weights": 3, "core": 4},
+    "training": {"plans": 0, "evaluation": 0, "run": 1, "checkpoints": 2, "distributed": 3, "optim": 3},
+    "attn": {"common": 1, "core": 2},
+}
+"""The same for the folders of a folder; one that is not named stands before them all."""
 
 
 def imported(tree: ast.AST):
@@ -35,6 +45,20 @@ def violations(source: str, home: str, path: str):
             yield f"{path}:{line}: {home} imports {target}"
 
 
+def turned(source: str, path: Path):
+    """Imports inside a folder that run the other way, or to the side."""
+    home, *rest = path.parts
+    levels = INSIDE.get(home, {})
+    own = rest[0] if rest[0] in levels else None
+    for name, line in imported(ast.parse(source)):
+        folder, *inside = name.split(".")
+        target = inside[0] if folder == home and inside and inside[0] in levels else None
+        if target is None or target == own or own is None:
+            continue
+        if levels[target] <= levels[own]:
+            yield f"{path}:{line}: {home}/{own} imports {home}/{target}"
+
+
 def files():
     for home in LEVEL:
         yield from (
@@ -49,6 +73,15 @@ def files():
 def test_imports_run_one_way():
     found = [v for home, path in files() for v in violations(path.read_text(), home, str(path.relative_to(ROOT)))]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.smoke
+def test_imports_inside_a_folder_run_one_way():
+    paths = [path.relative_to(ROOT) for home in INSIDE for path in sorted((ROOT / home).rglob("*.py"))]
+    found = [v for path in paths for v in turned((ROOT / path).read_text(), path)]
+    assert not found, "\n".join(found)
+    assert list(turned("from models.hosts.block import Block", Path("models/layers/planted.py")))
+    assert list(turned("def f():\n  import training.run.run", Path("training/optim/planted.py")))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 import models
+from models.core.registry import _lookup
 
 TINY: dict[str, tuple[str, dict]] = {
     "vit": ("vit_mu16", dict(image_size=32, patch_size=8, width=16, depth=3, heads=2, mlp_width=32)),
@@ -20,12 +21,13 @@ TINY: dict[str, tuple[str, dict]] = {
     ),
     "biformer": (
         "biformer_tiny",
-        dict(widths=(8, 16), depths=(3, 2), heads=(2, 4), mlp_ratios=(2, 2), image_size=32)
+        dict(widths=(8, 16), depths=(3, 2), heads=(2, 4), mlp_ratio=2, image_size=32)
         | {"regions": 2, "topk": (2, 0), "auto_pad": True},
     ),
     "halonet": (
         "halonet26t",
-        dict(widths=(8, 16), depths=(2, 3), strides=(1, 2), stem=(4, 4, 8), heads=2, block=2, halo=1, image_size=32)
+        dict(widths=(8, 16), depths=(2, 3), strides=(1, 2), stem=(4, 4, 8), heads=2, image_size=32)
+        | dict(block_size=2, halo_size=1)
         | dict(layers=(("conv", {"gate": "eca"}), ("attention", "conv", "attention")), gate="se", features=12),
     ),
     "maxvit": (
@@ -46,8 +48,15 @@ TINY: dict[str, tuple[str, dict]] = {
 
 
 def abstract(family: str, **options) -> nnx.Module:
-    """The tiny model of a family as shapes only."""
+    """The tiny model of a family as shapes only. What it says to its own mechanism is left out where another one is
+    asked for (`attention`).
+    """
     name, own = TINY[family]
+    if "attention" in options:
+        own = {option: value for option, value in own.items() if option != "attention_options"}
+        kind = _lookup(name)[0].Options
+        unused = kind(**models.variant(name) | own | options).unused()
+        own = {option: value for option, value in own.items() if option not in unused}
     return nnx.eval_shape(lambda: models.create(name, num_classes=5, rngs=nnx.Rngs(0), **own | options))
 
 

@@ -7,6 +7,8 @@ from collections import OrderedDict
 
 import numpy as np
 
+KINDS = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
+
 
 class Global:
     """Pickles as a name of a module."""
@@ -40,9 +42,10 @@ class Pickler(pickle._Pickler):
     def save(self, thing, save_persistent_id=True):
         if isinstance(thing, np.ndarray):
             key = str(len(self.storages))
-            self.storages[key] = thing
+            self.storages[key] = thing = np.array(thing, order="C")
             stride = tuple(step // thing.itemsize for step in thing.strides)
-            self.save(tensor(key, thing.size, 0, thing.shape, stride))
+            kind = KINDS[thing.dtype.name]
+            self.save(tensor(key, thing.size, 0, thing.shape, stride, kind))
         elif isinstance(thing, Global):
             self.write(pickle.GLOBAL + f"{thing.module}\n{thing.name}\n".encode())
             if isinstance(thing, Call):
@@ -95,5 +98,5 @@ LAYOUTS = [write_zip, write_legacy]
 
 
 def saved(path, tree, layout=write_zip):
-    """Writes a tree of containers and float32 arrays."""
+    """Writes a tree of containers and arrays."""
     return layout(path, *pickled(tree))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 
-def to_windows(x: Float[Array, "B Y X *F"], window: Sequence[int], *, grid: bool = False) -> Float[Array, "G N *F"]:
+def to_windows(x: Shaped[Array, "B Y X *F"], window: Sequence[int], *, grid: bool = False) -> Shaped[Array, "G N *F"]:
     """The windows of all examples one after the other, places of each in row-major order."""
     batch, height, width, *features = x.shape
     rows, columns = window
@@ -22,8 +22,8 @@ def to_windows(x: Float[Array, "B Y X *F"], window: Sequence[int], *, grid: bool
 
 
 def from_windows(
-    x: Float[Array, "G N *F"], shape: Sequence[int], window: Sequence[int], *, grid: bool = False
-) -> Float[Array, "B Y X *F"]:
+    x: Shaped[Array, "G N *F"], shape: Sequence[int], window: Sequence[int], *, grid: bool = False
+) -> Shaped[Array, "B Y X *F"]:
     """Inverse of `to_windows` for maps of `shape`."""
     (height, width), (rows, columns) = shape, window
     down, right = height // rows, width // columns

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 
 from attn.core.shards import Layout
 
@@ -19,39 +18,45 @@ Layouts = Callable[..., tuple[Sequence[Layout | None], Sequence[Layout | None]]]
 """Gives the layouts of the arguments and of the results of a function for its arguments; None for None."""
 
 
-def foldable(function: Callable[..., tuple[Any, ...]], layouts: Layouts, *, keys: int) -> Callable[..., Any]:
-    """`function` with a rule for `jax.vmap`, which calls it once with more examples or more heads.
+def folded(
+    function: Callable[..., Sequence[jax.Array]],
+    arguments: Sequence[Any],
+    is_mapped: Sequence[bool],
+    layouts: Layouts,
+    *,
+    keys: int,
+) -> tuple[jax.Array, ...]:
+    """`jax.vmap(function)(*arguments)` by one call of the function with more examples or more heads.
 
     The mapped axis goes behind the axis it joins, so that a batch, or heads, that are split over devices stay so. It
     joins the batch, unless there are arrays without one (a table for each head) that are mapped or returned: then it
     joins the heads.
 
     Args:
-      function: takes and returns arrays, or None.
+      arguments: arrays, or None; the mapped axis is the first of those that have it.
       keys: which argument has the number of key heads. Query heads are `[key heads, group]`, and stay so.
     """
-    mapped = custom_vmap(function)
-
-    @mapped.def_vmap
-    def _(size: int, is_mapped: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
-        examples = [array[0] if flag else array for array, flag in zip(arguments, is_mapped, strict=True)]
-        into, out_of = layouts(*examples)
-        layout = into[keys]
-        assert layout is not None
-        kv_heads = examples[keys].shape[layout.index("heads")]
-        tables = [flag for flag, layout in zip(is_mapped, into, strict=True) if layout and "batch" not in layout]
-        kind = "heads" if any(tables) or any(layout and "batch" not in layout for layout in out_of) else "batch"
-        folded = [
-            fold(array, flag, layout, kind, size, kv_heads) if layout and kind in layout else array
-            for array, flag, layout in zip(arguments, is_mapped, into, strict=True)
-        ]
-        results = tuple(
-            unfold(result, layout, kind, size, kv_heads) if layout else None
-            for result, layout in zip(mapped(*folded), out_of, strict=True)
-        )
-        return results, jax.tree.map(lambda _: True, results)
-
-    return mapped
+    size = next(array.shape[0] for array, flag in zip(arguments, is_mapped, strict=True) if flag)
+    # A shape is all that layouts look at.
+    examples = [
+        jax.ShapeDtypeStruct(array.shape[1:], array.dtype) if flag else array
+        for array, flag in zip(arguments, is_mapped, strict=True)
+    ]
+    into, out_of = layouts(*examples)
+    layout = into[keys]
+    assert layout is not None
+    kv_heads = examples[keys].shape[layout.index("heads")]
+    tables = [flag for flag, layout in zip(is_mapped, into, strict=True) if layout and "batch" not in layout]
+    kind = "heads" if any(tables) or any(layout and "batch" not in layout for layout in out_of) else "batch"
+    arrays = [
+        fold(array, flag, layout, kind, size, kv_heads) if layout and kind in layout else array
+        for array, flag, layout in zip(arguments, is_mapped, into, strict=True)
+    ]
+    return tuple(
+        unfold(result, layout, kind, size, kv_heads)
+        for result, layout in zip(function(*arrays), out_of, strict=True)
+        if layout is not None
+    )
 
 
 def fold(array: jax.Array, is_mapped: bool, layout: Layout, kind: str, size: int, kv_heads: int) -> jax.Array:

@@ -1,5 +1,5 @@
 """Softmax attention between all pairs of tokens."""
 
-from attn.dense.api import DENSE, Hook, dense_attention
+from attn.dense.api import DENSE, dense_attention, dense_maps
 
-__all__ = ["DENSE", "Hook", "dense_attention"]
+__all__ = ["DENSE", "dense_attention", "dense_maps"]

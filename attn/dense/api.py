@@ -2,123 +2,171 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import numbers
-from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from attn.core.operator import PLATFORMS, Implementation, Operator, checked, decide, dispatch
-from attn.core.shards import Layout, on_shards
-from attn.core.vmap import foldable
-from attn.dense.xla import unfused
+from attn.common.maps import check_lse
+from attn.core.arguments import (
+    check_bias,
+    check_dtypes,
+    check_heads,
+    check_key,
+    check_rank,
+    check_rate,
+    number_or_array,
+    shapes_of,
+)
+from attn.core.masks import Mask, as_mask
+from attn.core.numerics import Edit
+from attn.core.operator import Implementation, Operator
+from attn.core.shards import Layout
+from attn.dense.xla import plain, scaled_logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What of a call is no array."""
+
+    scale: float
+    with_lse: bool
+    about = ""
+
+
+_HEADS: Layout = ("batch", None, "heads", None)
+_LSE: Layout = ("batch", None, "heads")
+
+
+def _layouts(settings: Settings, *inputs: Any) -> tuple[list[Layout | None], list[Layout | None]]:
+    results: list[Layout | None] = [_HEADS, _LSE]
+    return [_HEADS] * 3, results[: 1 + settings.with_lse]
+
+
+def _results(settings: Settings, q: Any, k: Any, v: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    out = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), v.dtype)
+    return (out, jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32))[: 1 + settings.with_lse]
+
 
 DENSE = Operator(
     "dense_attention",
     (
         Implementation("splash", "attn.dense.splash", platforms=("tpu",)),
         Implementation("cudnn", "attn.dense.cudnn", platforms=("cuda",)),
-        Implementation("xla", "attn.dense.xla"),
+        Implementation("xla", "attn.dense.xla", plain=True),
     ),
+    layouts=_layouts,
+    results=_results,
+    decisive=("with_lse",),
+    keeps_results=False,
+    keeps_maps=True,
 )
-
-Hook = Callable[[str, Array, Any], Array]
-"""`hook(site, value, layer) -> value` sees, and may edit, what an attention module computes. Sites: `"q" "k" "v"`
-`[B, N, H, D]`, `"logits" "probs"` `[B, H, N, M]`, `"heads"` `[B, N, H, D]` (per-head outputs before the projection)."""
 
 
 def dense_attention(
     q: Float[Array, "B N H D"],
-    k: Float[Array, "B M H D"],
-    v: Float[Array, "B M H E"],
+    k: Float[Array, "B M K D"],
+    v: Float[Array, "B M K E"],
     *,
-    mask: Bool[Array, "#B #H #N M"] | None = None,
-    bias: Float[Array, "#B #H N M"] | None = None,
-    scale: float | None = None,
+    mask: Mask | Bool[Array, "*S"] | None = None,
+    bias: Float[Array, "#B #H #N #M"] | None = None,
+    scale: float | Array | None = None,
     dropout: float = 0.0,
     key: PRNGKeyArray | None = None,
-    hook: Hook | None = None,
-    layer: Any = None,
+    edit: Edit | None = None,
+    return_lse: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "B N H E"]:
-    """`softmax(scale * q k^T + bias) v`, every head on its own.
+) -> Any:
+    """`softmax(scale * q k^T + bias) v`, every head on its own; query head h reads key head `h // (H // K)`.
 
     What runs where, `attn.explain` says. Where a kernel may run (on any platform) the map is not kept for the backward
-    pass, and there is reverse-mode differentiation only, once; `implementation="xla"` has neither limit.
+    pass, and there is reverse-mode differentiation only, once; `implementation="reference"` has neither limit.
 
     Args:
-      mask: True where a query may look. A query with nothing to look at gets zeros.
+      mask: where a query may look (`attn.Mask`), or a boolean array `[N, M]` or `[B, H, N, M]`, axes of 1 repeated. A
+        query with nothing to look at gets zeros.
       bias: added to the scaled logits.
       scale: `D ** -0.5` unless given.
       dropout: share of probabilities set to zero (the rest scaled up); needs `key`.
-      hook: may edit `"q" "k" "v" "logits" "probs" "heads"`; its presence selects the unfused path on every platform.
-      layer: handed to the hook.
-      implementation: `"splash"` (TPU), `"cudnn"` (NVIDIA) or `"xla"`; None: the best for the platform lowered for.
+      edit: may change the `"logits"` (scaled, after bias and mask) and `"probs"` `[B, H, N, M]`, float32; it takes the
+        path that has them on every platform.
+      return_lse: return `(out, lse)` with the logsumexp of the logits `[B, N, H]`, float32, natural.
+      implementation: `"splash"` (TPU), `"cudnn"` (NVIDIA) or `"xla"`, which is the reference; None: the best for the
+        platform lowered for.
 
     The softmax runs in float32 whatever the inputs are; the result has the dtype of `v`.
 
     Raises:
-      ValueError: for an unknown implementation, or one that refuses.
+      ValueError: arrays that do not belong together; a mask that is no boolean array; an unknown implementation, or
+        one that refuses.
     """
-    edit = (lambda site, value: hook(site, value, layer)) if hook else (lambda site, value: value)
-    q, k, v = edit("q", q), edit("k", k), edit("v", v)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    asked = {"mask": mask is not None, "bias": bias is not None, "dropout": bool(dropout), "hook": hook is not None}
-    asked["scale that is an array"] = not isinstance(scale, numbers.Real)
-    beside = tuple(name for name in asked if asked[name])
-    about = f"with {', '.join(beside)}" if beside else ""
-    if implementation is None:
-        fused = any(DENSE.choose(name, (q, k, v), beside=beside).implementation != "xla" for name in PLATFORMS)
-    else:
-        fused = DENSE.named(implementation).name != "xla"
-    if fused and not beside:
-        heads = _fused(float(scale), implementation, q, k, v)
-    else:
-        choices = decide(DENSE, (q, k, v), {"beside": beside}, about=about, forced=implementation)
-        q = checked(DENSE, (q, k, v), choices, about=about)
-        heads = unfused(q, k, v, scale=scale, mask=mask, bias=bias, dropout=dropout, key=key, edit=edit)
-    return edit("heads", checkpoint_name(heads, "attention_heads"))
+    allowed = _checked(q, k, v, mask, bias)
+    check_key(key, check_rate("dropout", dropout))
+    number, array = number_or_array(scale, q.shape[-1])
+    asked = {
+        "mask": mask is not None,
+        "bias": bias is not None,
+        "dropout": bool(dropout),
+        "look at the maps": edit is not None,
+        "scale that is an array": array is not None,
+    }
+    options: dict[str, Any] = {"mask": allowed, "bias": bias, "dropout": dropout, "key": key, "edit": edit}
+    if array is not None:
+        options["scale"] = array
+    found = DENSE.run(
+        (q, k, v),
+        Settings(number, return_lse),
+        plain=functools.partial(_plain, options),
+        asked=[name for name, there in asked.items() if there],
+        implementation=implementation,
+        returned=1 + return_lse,
+    )
+    return found if return_lse else found[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _fused(scale: float, implementation: str | None, q: Array, k: Array, v: Array) -> Array:
-    return _step(scale, implementation, "forward")(q, k, v)[0]
+def _plain(options: dict[str, Any], *inputs: Array, **settings: Any) -> tuple[Array, ...]:
+    return plain(*inputs, **{**settings, **options})
 
 
-def _fused_forward(scale: float, implementation: str | None, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _step(scale, implementation, "forward")(*inputs)[0], inputs
+def dense_maps(
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "B M K D"],
+    lse: Float[Array, "B N H"],
+    *,
+    mask: Mask | Bool[Array, "*S"] | None = None,
+    bias: Float[Array, "#B #H #N #M"] | None = None,
+    scale: float | Array | None = None,
+) -> Float[Array, "B H N M"]:
+    """What queries look at, `exp(logit - lse)` in float32, from a fused run that keeps no map.
+
+    Args:
+      q, lse: of chosen queries: rows of what `dense_attention(..., return_lse=True)` was given and gave.
+      mask, bias, scale: as in that call, for these queries.
+
+    Raises:
+      ValueError: as `dense_attention`, and for a logsumexp of other queries.
+    """
+    allowed = _checked(q, k, k, mask, bias)
+    check_lse(lse, q.shape[:-1])
+    number, array = number_or_array(scale, q.shape[-1])
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    logits = scaled_logits(q, k, scale=number if array is None else array, mask=allowed, bias=bias)
+    maps = jnp.exp(logits - jnp.swapaxes(lse, 1, 2)[..., None])
+    return maps if allowed is None else jnp.where(allowed, maps, 0)
 
 
-def _fused_backward(scale: float, implementation: str | None, inputs: tuple[Array, ...], d_out: Array) -> Any:
-    return _step(scale, implementation, "backward")(*inputs, d_out)
-
-
-_fused.defvjp(_fused_forward, _fused_backward)
-
-
-@functools.lru_cache(maxsize=1024)
-def _step(scale: float, implementation: str | None, step: str) -> Any:
-    """`forward` or `backward` of the implementation that is chosen, over a mesh, and under vmap."""
-    heads: Layout = ("batch", None, "heads", None)
-
-    def layouts(*arguments: Any) -> tuple[list[Layout | None], list[Layout | None]]:
-        return [heads] * len(arguments), [heads] * (1 if step == "forward" else 3)
-
-    def on_one_device(*arguments: Any) -> tuple[Array, ...]:
-        return dispatch(
-            DENSE,
-            step,
-            arguments[:3],
-            arguments[3:],
-            options={"beside": ()},
-            settings={"scale": scale},
-            forced=implementation,
-        )
-
-    def everywhere(*arguments: Any) -> tuple[Array, ...]:
-        return on_shards(on_one_device, arguments, *layouts(*arguments))
-
-    return foldable(everywhere, layouts, keys=1)
+def _checked(q: Any, k: Any, v: Any, mask: Any, bias: Any) -> Bool[Array, "#B #H #N M"] | None:
+    """The mask over all pairs; ValueError for arrays that do not belong together."""
+    shapes = shapes_of(q=q, k=k, v=v)
+    check_rank((4,), "batch, tokens, heads, head dim", q=q, k=k, v=v)
+    check_dtypes(q=q, k=k, v=v)
+    if k.shape[0] != q.shape[0] or v.shape[:2] != k.shape[:2]:
+        raise ValueError(f"{shapes}: k and v must have the batch of q, {q.shape[0]}, and one number of tokens")
+    check_heads(q, k, v, shapes)
+    sizes = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    if bias is not None:
+        check_bias(bias, sizes, "[batch, heads, queries, keys]")
+    return None if mask is None else as_mask(mask).dense(*sizes)

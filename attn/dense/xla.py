@@ -1,71 +1,62 @@
-"""Dense attention by the compiler, which keeps the map of all pairs: takes a mask, a bias, dropout, and hooks."""
+"""Dense attention in plain JAX, which keeps the map of all pairs: takes everything that dense attention takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from attn.core.numerics import Edit, dropped, edited, logsumexp, masked, product, softmax
 
-def unfused(
+
+def plain(
     q: Float[Array, "B N H D"],
-    k: Float[Array, "B M H D"],
-    v: Float[Array, "B M H E"],
+    k: Float[Array, "B M K D"],
+    v: Float[Array, "B M K E"],
     *,
-    scale: float,
+    scale: float | Array,
+    with_lse: bool = False,
     mask: Bool[Array, "#B #H #N M"] | None = None,
-    bias: Float[Array, "#B #H N M"] | None = None,
+    bias: Float[Array, "#B #H #N #M"] | None = None,
     dropout: float = 0.0,
     key: PRNGKeyArray | None = None,
-    edit: Callable[[str, Array], Array] = lambda site, value: value,
-) -> Float[Array, "B N H E"]:
-    """`softmax(scale * q k^T + bias) v`; arguments as in `dense_attention`. `edit` sees logits and probabilities."""
+    edit: Edit | None = None,
+) -> tuple[Array, ...]:
+    """Output and, with `with_lse`, the logsumexp; arguments as in `dense_attention`."""
+    logits = scaled_logits(q, k, scale=scale, mask=mask, bias=bias)
+    logits = edited(edit, "logits", logits)
+    probs = edited(edit, "probs", softmax(logits, mask))
+    v = repeated(jnp.swapaxes(v, 1, 2), q.shape[2])
+    mixed = dropped(probs, dropout, key).astype(v.dtype)
+    out = jnp.swapaxes(product("bhnm,bhme->bhne", mixed, v).astype(v.dtype), 1, 2)
+    return (out, jnp.swapaxes(logsumexp(logits, mask), 1, 2)) if with_lse else (out,)
+
+
+def scaled_logits(
+    q: Float[Array, "B N H D"], k: Float[Array, "B M K D"], *, scale: float | Array, mask: Any = None, bias: Any = None
+) -> Float[Array, "B H N M"]:
+    """What the softmax is taken of, in float32; arguments as in `dense_attention`."""
     # Heads first makes each matrix product contiguous: on a CPU this is worth a factor of two, elsewhere it is free.
-    # The scale goes on q, which is smaller than the logits.
-    q, k, v = (jnp.swapaxes(array, 1, 2) for array in (q * scale, k, v))
-    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias
-    logits = edit("logits", logits)
-    probs = edit("probs", _softmax(logits, mask))
-    probs = dropped(probs, dropout, key)
-    heads = jnp.einsum("bhnm,bhme->bhne", probs.astype(v.dtype), v)
-    return jnp.swapaxes(heads, 1, 2)
+    q, k = (jnp.swapaxes(array, 1, 2) for array in (q, k))
+    logits = scale * product("bhnd,bhmd->bhnm", q, repeated(k, q.shape[1]))
+    return masked(logits if bias is None else logits + bias, mask)
 
 
-def dropped(probs: Float[Array, "*N"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*N"]:
-    """Probabilities of which this share is zero and the rest scaled up. ValueError without a key for a rate."""
-    if not rate:
-        return probs
-    if key is None:
-        raise ValueError("attention dropout needs a key: call the model with key=...")
-    kept = jax.random.bernoulli(key, 1 - rate, probs.shape)
-    return jnp.where(kept, probs / (1 - rate), 0)
+def repeated(array: Float[Array, "B K N D"], heads: int) -> Float[Array, "B H N D"]:
+    """Key heads for their query heads: query head h reads key head `h // (H // K)`."""
+    return array if array.shape[1] == heads else jnp.repeat(array, heads // array.shape[1], axis=1)
 
 
-def _softmax(logits: Float[Array, "B H N M"], mask: Bool[Array, "#B #H #N M"] | None) -> Float[Array, "B H N M"]:
-    """Softmax over the last axis where the mask allows it; a row with no allowed entry is all zeros, not uniform."""
-    if mask is None:
-        return jax.nn.softmax(logits, axis=-1)
-    masked = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    return jnp.where(mask, jax.nn.softmax(masked, axis=-1), 0)
-
-
-def refuse(*inputs: Any, beside: tuple[str, ...]) -> str | None:
-    """None: there is nothing that this implementation cannot compute."""
-    return None
-
-
-def forward(q: Array, k: Array, v: Array, *, scale: float) -> tuple[Float[Array, "B N H E"]]:
-    """The output, for a backward pass that keeps no map."""
-    return (unfused(q, k, v, scale=scale),)
+def forward(q: Array, k: Array, v: Array, *, scale: float, with_lse: bool) -> tuple[Array, ...]:
+    """Output and logsumexp, for a backward pass that keeps no map."""
+    return plain(q, k, v, scale=scale, with_lse=with_lse)
 
 
 def backward(
-    q: Array, k: Array, v: Array, d_out: Float[Array, "B N H E"], *, scale: float
+    q: Array, k: Array, v: Array, *cotangents: Any, scale: float, with_lse: bool
 ) -> tuple[Array, Array, Array]:
     """Gradients of q, k, v; the map is computed again."""
-    return jax.vjp(lambda *inputs: forward(*inputs, scale=scale)[0], q, k, v)[1](d_out)
+    results, pullback = jax.vjp(lambda *inputs: plain(*inputs, scale=scale, with_lse=with_lse), q, k, v)
+    return pullback(tuple(d.astype(result.dtype) for d, result in zip(cotangents, results, strict=True)))

@@ -11,14 +11,50 @@ import functools
 from typing import Any
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from attn.core.operator import Implementation, Operator, dispatch
-from attn.core.shards import Layout, on_shards
-from attn.core.vmap import foldable
-from attn.neighborhood.arguments import check_arrays, usable_bias, usable_scale
+from attn.common.grid import Grid
+from attn.core import lowering
+from attn.core.arguments import check_key, check_rank, check_rate, shapes_of, usable_scale
+from attn.core.masks import Mask, as_mask
+from attn.core.numerics import Edit
+from attn.core.operator import Implementation, Operator
+from attn.core.shards import Layout
+from attn.dense.api import dense_attention
+from attn.neighborhood import dropped, masked
+from attn.neighborhood.arguments import check_arrays, usable_bias
 from kernels.neighborhood.pattern import Pattern, PerAxis, make_pattern
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What of a call is no array."""
+
+    pattern: Pattern
+    scale: float
+
+    @property
+    def about(self) -> str:
+        """As text."""
+        axes = [(axis.length, axis.window, axis.stride, axis.dilation, axis.is_causal) for axis in self.pattern.axes]
+        names = ("map", "window", "stride", "dilation", "causal")
+        return " ".join(f"{name} {values}" for name, values in zip(names, zip(*axes, strict=True), strict=True))
+
+
+def _layouts(settings: Settings, *inputs: Any) -> tuple[list[Layout | None], list[Layout | None]]:
+    space = (None,) * len(settings.pattern.axes)
+    heads: Layout = ("batch", *space, "heads", None)
+    extra: Layout = ("batch", None, "heads", None)
+    possible: list[Layout | None] = [heads, heads, heads, ("heads", *space), extra, extra]
+    into = [None if array is None else own for array, own in zip(inputs, possible, strict=True)]
+    return into, [heads, ("batch", *space, "heads")]
+
+
+def _results(settings: Settings, q: Any, k: Any, v: Any, *_: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    out = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), v.dtype)
+    return out, jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)
+
 
 NEIGHBORHOOD = Operator(
     "neighborhood_attention",
@@ -27,9 +63,12 @@ NEIGHBORHOOD = Operator(
         Implementation("tpu", "kernels.neighborhood.tpu", platforms=("tpu",)),
         Implementation("gpu", "kernels.neighborhood.gpu", platforms=("cuda",)),
         Implementation("windows", "attn.neighborhood.windows"),
-        Implementation("xla", "attn.neighborhood.xla"),
-        Implementation("reference", "attn.neighborhood.reference"),
+        Implementation("xla", "attn.neighborhood.xla", takes=("dropout",)),
+        Implementation("reference", "attn.neighborhood.reference", plain=True),
     ),
+    layouts=_layouts,
+    results=_results,
+    decisive=("pattern",),
 )
 
 
@@ -46,6 +85,9 @@ def neighborhood_attention(
     bias: Float[Array, "H ..."] | None = None,
     extra_keys: Float[Array, "B M K D"] | None = None,
     extra_values: Float[Array, "B M K E"] | None = None,
+    dropout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    edit: Edit | None = None,
     return_lse: bool = False,
     on_oversize: str = "error",
     implementation: str | None = None,
@@ -59,9 +101,9 @@ def neighborhood_attention(
 
     Query head h reads key head `h // (H // K)`. Softmax, logsumexp and sums are in float32 whatever the inputs are.
     Differentiable in all arrays, in reverse mode and once; the logsumexp too, so that `merge_attention` of parts is.
-    Under `jax.checkpoint` the results are named `"attention_heads"` and `"attention_lse"`: with a policy that keeps
-    both, the backward pass does not compute them again. Under a mesh: `attn/core/shards.py`; what runs where:
-    `explain`.
+    `implementation="reference"` has derivatives of every kind. Under `jax.checkpoint` the results are named
+    `"attention_heads"` and `"attention_lse"`: with a policy that keeps both, the backward pass does not compute them
+    again. Under a mesh: `attn/core/shards.py`; what runs where: `explain`.
 
     Args:
       q, k, v: one to three axes of the map between batch and heads; one dtype of float32, bfloat16, float16.
@@ -72,6 +114,9 @@ def neighborhood_attention(
       scale: of the logits, a number; `D ** -0.5` unless given.
       bias: by relative position, `2 * window - 1` entries along each axis, in float32 where it is used.
       extra_keys, extra_values: seen by every query; both or neither.
+      dropout: share of probabilities set to zero (the rest scaled up); needs `key`.
+      edit: may change the `"logits"` (scaled, after bias and mask) and `"probs"` `[B, H, N, M + N]`, float32, over all
+        N tokens of the map behind the extra keys, on a path that has all pairs.
       return_lse: return `(out, lse)`.
       on_oversize: `"error"`, or `"clamp"` for a window that is longer than the map (`make_pattern`); of the bias the
         centre is used.
@@ -84,86 +129,139 @@ def neighborhood_attention(
     Raises:
       ValueError: for what is not legal, with the legal choices; for a forced implementation that refuses.
     """
+    inputs, settings = _checked(
+        (q, k, v, bias, extra_keys, extra_values), (window, stride, dilation, is_causal, on_oversize), scale
+    )
+    check_key(key, check_rate("dropout", dropout))
+    options = {"dropout": dropout, "key": key, "edit": edit}
+    asked = _asked(dropout=bool(dropout), edit=edit is not None)
+    found = NEIGHBORHOOD.run(
+        inputs,
+        settings,
+        plain=functools.partial(_plain, options, implementation),
+        asked=asked,
+        implementation=implementation,
+        returned=1 + return_lse,
+    )
+    return found if return_lse else found[0]
+
+
+def token_neighborhood_attention(
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "B N K D"],
+    v: Float[Array, "B N K E"],
+    *,
+    grid: Grid,
+    window: PerAxis,
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+    scale: float | None = None,
+    bias: Float[Array, "H ..."] | None = None,
+    mask: Mask | Bool[Array, "*S"] | None = None,
+    dropout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    edit: Edit | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+) -> Any:
+    """Neighborhood attention of the tokens of a grid, of which the prefix sees everything and is seen by all.
+
+    Args:
+      grid: prefix tokens first, then the places of the map in row-major order.
+      mask: takes pairs of tokens away.
+      edit: may change `"logits"` and `"probs"` `[B, H, N, N]` over all tokens. A mask and this take a path that has
+        all pairs.
+      return_lse: return `(out, lse)` with the logsumexp `[B, N, H]`.
+
+    Everything else as in `neighborhood_attention`.
+
+    Raises:
+      ValueError: as `neighborhood_attention`, and for tokens that are not those of the grid.
+    """
+    shapes = shapes_of(q=q, k=k, v=v)
+    check_rank((4,), "batch, tokens, heads, head dim", q=q, k=k, v=v)
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if array.shape[1] != grid.tokens:
+            raise ValueError(f"{shapes}: {name} must have {grid.tokens} tokens, those of {grid}")
+    prefix, (batch, _, heads, _) = grid.prefix, q.shape
+    maps = [x[:, prefix:].reshape(x.shape[0], *grid.shape, *x.shape[2:]) for x in (q, k, v)]
+    extra = [x[:, :prefix] for x in (k, v)] if prefix else [None, None]
+    inputs, settings = _checked((*maps, bias, *extra), (window, stride, dilation, is_causal, "error"), scale)
+    check_key(key, check_rate("dropout", dropout))
+    allowed = None if mask is None else as_mask(mask).dense(batch, heads, grid.tokens, grid.tokens)
+    asked = _asked(mask=mask is not None, dropout=bool(dropout), edit=edit is not None)
+    noise: dict[str, Any] = {"dropout": dropout, "key": key}
+    run = functools.partial(
+        NEIGHBORHOOD.run, inputs, settings, asked=asked, implementation=implementation, returned=1 + return_lse
+    )
+    all_pairs = mask is not None or _keeps_maps({**noise, "edit": edit}, implementation)
+    if all_pairs and batch:
+        queries = q[:, :prefix] if prefix else None
+        options = {**noise, "edit": edit, "mask": allowed, "extra_queries": queries}
+        found = run(plain=lambda *arrays, **own: masked.plain(*arrays, **{**own, **options}))
+        axes = 2 if prefix else 1 + len(grid.shape)
+        parts = [x.reshape(batch, grid.tokens, *x.shape[axes:]) for x in found]
+        return tuple(parts) if return_lse else parts[0]
+    out, *lse = run(plain=functools.partial(_plain, {**noise, "edit": None}, implementation))
+    parts = [x.reshape(batch, grid.places, *x.shape[1 + len(grid.shape) :]) for x in (out, *lse)]
+    if prefix:
+        if dropout and key is not None:
+            noise["key"] = jax.random.fold_in(key, _OF_PREFIX)
+        own = dense_attention(
+            q[:, :prefix],
+            k,
+            v,
+            scale=settings.scale,
+            return_lse=return_lse,
+            implementation="reference" if implementation == "reference" else None,
+            **noise,
+        )
+        parts = [jnp.concatenate(both, axis=1) for both in zip(own if return_lse else [own], parts, strict=True)]
+    return tuple(parts) if return_lse else parts[0]
+
+
+_OF_PREFIX = 2**32 - 1
+"""What the key of the dropout of prefix queries is made with; no example has this number."""
+
+
+def _checked(inputs: tuple[Any, ...], pattern: tuple[Any, ...], scale: Any) -> tuple[tuple[Any, ...], Settings]:
+    """Arrays that may be used and settings; ValueError for what is not legal."""
+    q, k, v, bias, extra_keys, extra_values = inputs
+    window, stride, dilation, is_causal, on_oversize = pattern
     check_arrays(q, k, v, extra_keys, extra_values)
-    pattern = make_pattern(
+    made = make_pattern(
         q.shape[1:-2], window, stride=stride, dilation=dilation, is_causal=is_causal, on_oversize=on_oversize
     )
-    bias = None if bias is None else usable_bias(bias, q.shape[-2], window, pattern)
-    if implementation is not None:
-        NEIGHBORHOOD.named(implementation)
+    bias = None if bias is None else usable_bias(bias, q.shape[-2], window, made)
     if extra_keys is not None and extra_keys.shape[1] == 0:
         extra_keys = extra_values = None
-    call = _Call(pattern, usable_scale(scale, q.shape[-1]), implementation, return_lse)
-    return _attention(call, q, k, v, bias, extra_keys, extra_values)
+    return (q, k, v, bias, extra_keys, extra_values), Settings(made, usable_scale(scale, q.shape[-1]))
 
 
-# --- one custom VJP around the implementations ------------------------------------------------------------------------
+def _asked(**there: bool) -> list[str]:
+    names = {"edit": "look at the maps"}
+    return [names.get(name, name) for name, flag in there.items() if flag]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """What of a call is no array."""
-
-    pattern: Pattern
-    scale: float
-    implementation: str | None
-    with_lse: bool
-
-    @property
-    def about(self) -> str:
-        axes = [(axis.length, axis.window, axis.stride, axis.dilation, axis.is_causal) for axis in self.pattern.axes]
-        names = ("map", "window", "stride", "dilation", "causal")
-        return " ".join(f"{name} {values}" for name, values in zip(names, zip(*axes, strict=True), strict=True))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(call: _Call, *inputs: Array | None) -> Any:
-    return _attention_forward(call, *inputs)[0]
-
-
-def _attention_forward(call: _Call, *inputs: Array | None) -> tuple[Any, Any]:
-    out, lse = _step(call, "forward")(*inputs)
-    # Named here, what is handed to the backward pass is what a policy keeps; forward and backward on every platform
-    # speak of the same arrays.
-    out, lse = checkpoint_name(out, "attention_heads"), checkpoint_name(lse, "attention_lse")
-    return (out, lse) if call.with_lse else out, (inputs, out, lse)
-
-
-def _attention_backward(call: _Call, kept: Any, cotangent: Any) -> tuple[Array | None, ...]:
-    inputs, out, lse = kept
-    d_out, d_lse = cotangent if call.with_lse else (cotangent, None)
-    return _step(call, "backward")(*inputs, out, lse, d_out, d_lse)
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-@functools.lru_cache(maxsize=1024)
-def _step(call: _Call, step: str) -> Any:
-    """`forward` or `backward` of the implementation that is chosen, over a mesh, and under vmap."""
-
-    def layouts(*arguments: Any) -> tuple[list[Layout | None], list[Layout | None]]:
-        space = (None,) * len(call.pattern.axes)
-        heads: Layout = ("batch", *space, "heads", None)
-        extra: Layout = ("batch", None, "heads", None)
-        lse: Layout = ("batch", *space, "heads")
-        possible: list[Layout | None] = [heads, heads, heads, ("heads", *space), extra, extra, heads, lse, heads, lse]
-        into = [None if array is None else own for array, own in zip(arguments, possible, strict=False)]
-        return into, [heads, lse] if step == "forward" else into[:6]
-
-    def on_one_device(*arguments: Any) -> tuple[Any, ...]:
-        return dispatch(
-            NEIGHBORHOOD,
-            step,
-            arguments[:6],
-            arguments[6:],
-            options={"pattern": call.pattern},
-            settings={"pattern": call.pattern, "scale": call.scale},
-            about=call.about,
-            forced=call.implementation,
+def _plain(options: dict[str, Any], implementation: str | None, *inputs: Any, **settings: Any) -> tuple[Array, ...]:
+    """What goes with a call in ordinary JAX: dropout in tiles, edits with the pattern as a mask over all pairs."""
+    if _keeps_maps(options, implementation):
+        return masked.plain(*inputs, **{**settings, **options})
+    if options["dropout"]:
+        return dropped.attend(
+            *inputs,
+            **settings,
+            dropout=options["dropout"],
+            key=options["key"],
+            layouts=_layouts(Settings(**settings), *inputs),
+            message=lowering.once(NEIGHBORHOOD.name),
         )
+    from attn.neighborhood import reference
 
-    def everywhere(*arguments: Any) -> tuple[Any, ...]:
-        return on_shards(on_one_device, arguments, *layouts(*arguments))
+    return reference.forward(*inputs, **settings)
 
-    return foldable(everywhere, layouts, keys=1)
+
+def _keeps_maps(options: dict[str, Any], implementation: Any) -> bool:
+    """Whether what goes with a call takes the path that has all pairs."""
+    return options["edit"] is not None or bool(options["dropout"] and implementation == "reference")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attn.core.arguments import check_dtypes, check_heads, shapes_of
 from kernels.neighborhood.pattern import Pattern, PerAxis, per_axis
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_arrays(q: Any, k: Any, v: Any, extra_keys: Any = None, extra_values: Any = None) -> None:
@@ -22,19 +20,13 @@ def check_arrays(q: Any, k: Any, v: Any, extra_keys: Any = None, extra_values: A
     arrays = {"q": q, "k": k, "v": v, "extra_keys": extra_keys, "extra_values": extra_values}
     if (extra_keys is None) != (extra_values is None):
         raise ValueError("extra_keys and extra_values: only one of them is given; allowed: both, or neither")
-    shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items() if array is not None)
+    shapes = shapes_of(**arrays)
     if q.ndim not in (4, 5, 6):
         raise ValueError(f"{shapes}: q has {q.ndim} axes; allowed: [batch, 1 to 3 axes of a map, heads, head dim]")
     for name in ("k", "v"):
         if arrays[name].ndim != q.ndim or arrays[name].shape[:-2] != q.shape[:-2]:
             raise ValueError(f"{shapes}: {name} must have the batch and the map of q, {tuple(q.shape[:-2])}")
-    if k.shape[-2] != v.shape[-2] or k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
-        raise ValueError(
-            f"{shapes}: heads of k and v must be one number that divides the {q.shape[-2]} heads of q; allowed: "
-            + ", ".join(str(heads) for heads in range(1, q.shape[-2] + 1) if q.shape[-2] % heads == 0)
-        )
-    if k.shape[-1] != q.shape[-1]:
-        raise ValueError(f"{shapes}: k must have the head dim of q, {q.shape[-1]}")
+    check_heads(q, k, v, shapes)
     for name, like in (("extra_keys", k), ("extra_values", v)):
         extra = arrays[name]
         if extra is None:
@@ -45,10 +37,7 @@ def check_arrays(q: Any, k: Any, v: Any, extra_keys: Any = None, extra_values: A
             raise ValueError(
                 f"{shapes}: {name} must be [{', '.join(map(str, wanted))}], with one M for extra keys and extra values"
             )
-    dtypes = {name: str(array.dtype) for name, array in arrays.items() if array is not None}
-    if len(set(dtypes.values())) > 1 or dtypes["q"] not in DTYPES:
-        given = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(f"dtypes {given}; allowed: one for all of them, of {', '.join(DTYPES)}")
+    check_dtypes(**arrays)
 
 
 def usable_bias(bias: Any, heads: int, window: PerAxis, pattern: Pattern) -> Float[Array, "H ..."]:
@@ -66,16 +55,3 @@ def usable_bias(bias: Any, heads: int, window: PerAxis, pattern: Pattern) -> Flo
         )
     centre = [slice(size - used, size + used - 1) for size, used in zip(sizes, pattern.window, strict=True)]
     return bias[:, *centre].astype(jnp.float32)
-
-
-def usable_scale(scale: Any, head_dim: int) -> float:
-    """The scale of the logits; `head_dim ** -0.5` for None.
-
-    Raises:
-      ValueError: it is no number.
-    """
-    if scale is None:
-        return head_dim**-0.5
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
-        raise ValueError(f"scale={scale!r}; allowed: a number (not a traced one), or None for head dim ** -0.5")
-    return float(scale)

@@ -15,7 +15,7 @@ import math
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 
 from kernels.neighborhood.pattern import Axis, Pattern
 
@@ -34,14 +34,14 @@ class AxisTiles:
     A pytree, so that one compiled program may serve all patterns with tables of the same shapes.
     """
 
-    queries: Int[np.ndarray, "C t"]  # tokens; places beyond the end of a group repeat its last
-    is_query: Bool[np.ndarray, "C t"]  # False for these repetitions
-    keys: Int[np.ndarray, "C h"]  # tokens
-    kind: Int[np.ndarray, " C"]
-    seen: Bool[np.ndarray, "kinds t h"]
-    relative: Int[np.ndarray, "kinds t h"]  # index of the relative position in a bias; 0 where the key is not seen
-    tile: Int[np.ndarray, " L"]  # of every token
-    place: Int[np.ndarray, " L"]  # of every token in its tile
+    queries: Int[Array | np.ndarray, "C t"]  # tokens; places beyond the end of a group repeat its last
+    is_query: Bool[Array | np.ndarray, "C t"]  # False for these repetitions
+    keys: Int[Array | np.ndarray, "C h"]  # tokens
+    kind: Int[Array | np.ndarray, " C"]
+    seen: Bool[Array | np.ndarray, "kinds t h"]
+    relative: Int[Array | np.ndarray, "kinds t h"]  # position in a bias; 0 where not seen
+    tile: Int[Array | np.ndarray, " L"]  # of every token
+    place: Int[Array | np.ndarray, " L"]  # of every token in its tile
 
 
 @functools.lru_cache(maxsize=4096)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from attn.core.numerics import product
 from kernels.neighborhood.pattern import Axis, Pattern
 from kernels.neighborhood.tpu_choice import side_by_side
 
@@ -38,13 +39,6 @@ def unprofitable(
     return None
 
 
-def refuse(
-    q: Any, k: Any, v: Any, bias: Any = None, extra_keys: Any = None, extra_values: Any = None, *, pattern: Pattern
-) -> str | None:
-    """None: there is nothing that this implementation cannot compute."""
-    return None
-
-
 def forward(
     q: Float[Array, "B *S H D"],
     k: Float[Array, "B *S K D"],
@@ -59,9 +53,8 @@ def forward(
     """Output in the dtype of `v`, and the logsumexp of every query in float32."""
     batch, heads = q.shape[0], q.shape[-2]
     keys, values = _all(k, extra_keys, heads), _all(v, extra_values, heads)
-    product = {"precision": _precision(q.dtype), "preferred_element_type": jnp.float32}
     queries = q.reshape(batch, pattern.tokens, heads, -1)
-    logits = scale * jnp.einsum("bnhd,bmhd->bhnm", queries, keys, **product)
+    logits = scale * product("bnhd,bmhd->bhnm", queries, keys)
     extra = keys.shape[1] - pattern.tokens
     if bias is not None:
         logits += jnp.pad(spread_bias(pattern, bias), ((0, 0), (0, 0), (0, extra)))
@@ -72,7 +65,7 @@ def forward(
     weights = jnp.exp(logits - largest)
     total = weights.sum(axis=-1, keepdims=True)
     probabilities = (weights / total).astype(v.dtype)
-    out = jnp.einsum("bhnm,bmhe->bnhe", probabilities, values, **product).astype(v.dtype)
+    out = product("bhnm,bmhe->bnhe", probabilities, values).astype(v.dtype)
     lse = jnp.swapaxes((largest + jnp.log(total))[..., 0], 1, 2)
     return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
 
@@ -106,11 +99,6 @@ def _all(array: Array, extra: Array | None, heads: int) -> Float[Array, "B M H D
     flat = array.reshape(array.shape[0], -1, *array.shape[-2:])
     flat = flat if extra is None else jnp.concatenate([flat, extra], axis=1)
     return flat if flat.shape[2] == heads else jnp.repeat(flat, heads // flat.shape[2], axis=2)
-
-
-def _precision(dtype: Any) -> Any:
-    """Float32 is multiplied as such: a TPU's default would round it to bfloat16."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def spread_bias(pattern: Pattern, bias: Float[Array, "H ..."]) -> Float[Array, "H N N"]:

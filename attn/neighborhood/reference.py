@@ -18,13 +18,6 @@ from kernels.neighborhood.pattern import Axis, Pattern
 Gradients = tuple[Array, Array, Array, Array | None, Array | None, Array | None]
 
 
-def refuse(
-    q: Any, k: Any, v: Any, bias: Any = None, extra_keys: Any = None, extra_values: Any = None, *, pattern: Pattern
-) -> str | None:
-    """None: there is nothing that this implementation cannot compute."""
-    return None
-
-
 def forward(
     q: Float[Array, "B *S H D"],
     k: Float[Array, "B *S K D"],

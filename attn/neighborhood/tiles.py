@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from attn.neighborhood.axis_tiles import AxisTiles, axis_tiles, choose_tile
 from kernels.neighborhood.pattern import Pattern
@@ -105,10 +105,14 @@ class Tiling:
         heads = jnp.arange(0, self.kv_heads, self.heads, dtype=jnp.int32)
         return arrays | {"head": jnp.repeat(heads, self.batch // self.examples)}
 
-    def _heads_first(self, array: Float[Array, "A N K ..."]) -> Float[Array, "chunks P B N ..."]:
+    def _heads_first(self, array: Shaped[Array, "A N K ..."]) -> Shaped[Array, "chunks P B N ..."]:
         _, tokens, _, *rest = array.shape
         split = array.reshape(-1, self.examples, tokens, self.kv_heads // self.heads, self.heads, *rest)
         return jnp.moveaxis(split, (3, 0, 4), (0, 1, 2)).reshape(-1, self.heads, self.examples, tokens, *rest)
+
+    def of_heads(self, array: Any) -> Any:
+        """Something of each example and key head `[B, K]` as `[chunks, P, B]`."""
+        return self._heads_first(array[:, None])[..., 0]
 
     def heads_last(self, array: Float[Array, "chunks P B N ..."]) -> Float[Array, "A N K ..."]:
         """The inverse of how `chunks` cuts an array of keys."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attn.common.relative import relative_position_bias
+from attn.core.numerics import product
 from kernels.neighborhood.pattern import Pattern
 
 Gradients = tuple[Array, Array, Array, Array | None, Array | None, Array | None]
@@ -64,14 +65,14 @@ def forward(
 ) -> tuple[Float[Array, "B *S H E"], Float[Array, "B *S H"]]:
     """Output in the dtype of `v`, and the logsumexp of every query in float32."""
     heads = q.shape[-2]
-    queries, keys, values = (_to_windows(x, pattern, heads) for x in (q * scale, k, v))
-    logits = _product("ghnd,ghmd->ghnm", queries, keys)
+    queries, keys, values = (_to_windows(x, pattern, heads) for x in (q, k, v))
+    logits = scale * product("ghnd,ghmd->ghnm", queries, keys)
     if bias is not None:
         logits = logits + relative_position_bias(bias, pattern.window)
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     total = weights.sum(axis=-1, keepdims=True)
-    out = _product("ghnm,ghme->ghne", (weights / total).astype(v.dtype), values)
+    out = product("ghnm,ghme->ghne", (weights / total).astype(v.dtype), values)
     lse = largest + jnp.log(total)
     return _from_windows(out.astype(v.dtype), q, pattern), _from_windows(lse, q, pattern)[..., 0]
 
@@ -98,12 +99,6 @@ def backward(
 
     _, pullback = jax.vjp(run, q, k, v, bias)
     return *pullback((d_out.astype(out.dtype), jnp.zeros_like(lse) if d_lse is None else d_lse)), None, None
-
-
-def _product(equation: str, left: Array, right: Array) -> Array:
-    # Float32 is multiplied as such: a TPU's default would round it to bfloat16.
-    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32, precision=precision)
 
 
 def _to_windows(x: Float[Array, "B *S K F"], pattern: Pattern, heads: int) -> Float[Array, "G H N F"]:

@@ -11,23 +11,25 @@ key head, N tokens, W keys of a halo with the extra keys after them. Extra keys 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from attn.core.numerics import product
+from attn.core.shards import varying, varying_axes
 from attn.neighborhood.tiles import Arrays, Tiling, tiling
 from kernels.neighborhood.pattern import Pattern
 
 Gradients = tuple[Array, Array, Array, Array | None, Array | None, Array | None]
 
 
-def refuse(
-    q: Any, k: Any, v: Any, bias: Any = None, extra_keys: Any = None, extra_values: Any = None, *, pattern: Pattern
-) -> str | None:
-    """None: there is nothing that this implementation cannot compute."""
-    return None
+class Dropout(NamedTuple):
+    """Share of probabilities set to zero (the rest scaled up), and the keys of each example and key head `[B, K]`."""
+
+    rate: float
+    keys: PRNGKeyArray
 
 
 def forward(
@@ -64,23 +66,28 @@ def forward_tiles(
     extra_values: Array | None,
     *,
     scale: float,
+    dropout: Dropout | None = None,
 ) -> tuple[Array, Array]:
     """`forward` with a pattern that is cut into tiles."""
     table = tiles.table(bias)
 
     def chunk(arrays: Arrays) -> tuple[Array, Array]:
+        keys = arrays.pop("keys", None)
+
         def block(cells: Int[Array, " C"]) -> tuple[Array, Array]:
             tile = tiles.gather(arrays, table, cells)
             logits = _logits(tile, scale)
             largest = logits.max(axis=-1, keepdims=True)
             weights = jnp.exp(logits - largest)
             total = weights.sum(axis=-1)
-            out = _product("pbctgw,pbcwe->pbctge", weights.astype(v.dtype), tile["v"]) / total[..., None]
+            mixed = weights if dropout is None else weights * _kept(dropout.rate, keys, cells, weights)
+            out = product("pbctgw,pbcwe->pbctge", mixed.astype(v.dtype), tile["v"]) / total[..., None]
             return out.astype(v.dtype), largest[..., 0] + jnp.log(total)
 
         return jax.tree.map(tiles.to_tokens, jax.lax.map(block, tiles.blocks))
 
-    out, lse = jax.lax.map(chunk, tiles.chunks({"q": q}, {"k": (k, extra_keys), "v": (v, extra_values)}))
+    arrays = tiles.chunks({"q": q}, {"k": (k, extra_keys), "v": (v, extra_values)}) | _keys(tiles, dropout)
+    out, lse = jax.lax.map(chunk, arrays)
     return tiles.heads_last(out).reshape(*q.shape[:-1], -1), tiles.heads_last(lse).reshape(q.shape[:-1])
 
 
@@ -118,6 +125,7 @@ def backward_tiles(
     d_lse: Array | None,
     *,
     scale: float,
+    dropout: Dropout | None = None,
 ) -> Gradients:
     """`backward` with a pattern that is cut into tiles."""
     table = tiles.table(bias)
@@ -125,31 +133,42 @@ def backward_tiles(
     if d_lse is not None:
         of_queries["d_lse"] = d_lse
 
+    # Under a shard_map that checks it, sums vary over devices as what they are of does.
+    axes = varying_axes((q, k, v, bias, extra_keys, d_out))
+    zeros = None if bias is None else varying(jnp.zeros_like(table), axes)
+
     def chunk(d_table: Array | None, arrays: Arrays) -> tuple[Array | None, Arrays]:
+        keys = arrays.pop("keys", None)
+
         def block(sums: Arrays, cells: Int[Array, " C"]) -> tuple[Arrays, Array]:
             tile = tiles.gather(arrays, table, cells)
             # A place of a tile without a query has the token of another; it must not count twice.
             lse = jnp.where(tile["is_query"], tile["lse"], jnp.inf)
             probabilities = jnp.exp(_logits(tile, scale) - lse[..., None])
-            d_probabilities = _product("pbctge,pbcwe->pbctgw", tile["d_out"], tile["v"])
+            d_probabilities = product("pbctge,pbcwe->pbctgw", tile["d_out"], tile["v"])
+            mixed = probabilities
+            if dropout is not None:
+                kept = _kept(dropout.rate, keys, cells, probabilities)
+                mixed, d_probabilities = probabilities * kept, d_probabilities * kept
             # rowsum(d_out * out) would do, with the rounding of `out`: in half precision that is most of the error.
             delta = (probabilities * d_probabilities).sum(axis=-1)
             if d_lse is not None:
                 delta -= tile["d_lse"]
             d_logits = probabilities * (d_probabilities - delta[..., None])
             d_products = (scale * d_logits).astype(q.dtype)
-            dk = _product("pbctgw,pbctgd->pbcwd", d_products, tile["q"])
-            dv = _product("pbctgw,pbctge->pbcwe", probabilities.astype(v.dtype), tile["d_out"])
-            dq = _product("pbctgw,pbcwd->pbctgd", d_products, tile["k"])
+            dk = product("pbctgw,pbctgd->pbcwd", d_products, tile["q"])
+            dv = product("pbctgw,pbctge->pbcwe", mixed.astype(v.dtype), tile["d_out"])
+            dq = product("pbctgw,pbcwd->pbctgd", d_products, tile["k"])
             return tiles.add(sums, tile, dk, dv, d_logits), dq.astype(q.dtype)
 
-        sums, dq = jax.lax.scan(block, tiles.zeros(arrays, None if bias is None else table), tiles.blocks)
+        first = tiles.zeros(arrays, None if bias is None else table)
+        sums, dq = jax.lax.scan(block, jax.tree.map(lambda x: varying(x, axes), first), tiles.blocks)
         if d_table is not None:
             d_table = tiles.add_table(d_table, sums["table"], arrays["head"])
         return d_table, {"q": tiles.to_tokens(dq), "k": sums["k"].astype(k.dtype), "v": sums["v"].astype(v.dtype)}
 
-    arrays = tiles.chunks(of_queries, {"k": (k, extra_keys), "v": (v, extra_values)})
-    d_table, gradients = jax.lax.scan(chunk, None if bias is None else jnp.zeros_like(table), arrays)
+    arrays = tiles.chunks(of_queries, {"k": (k, extra_keys), "v": (v, extra_values)}) | _keys(tiles, dropout)
+    d_table, gradients = jax.lax.scan(chunk, zeros, arrays)
     dq, dk, dv = (tiles.heads_last(gradients[name]) for name in ("q", "k", "v"))
     d_bias = None
     if bias is not None and d_table is not None:
@@ -159,9 +178,22 @@ def backward_tiles(
     return dq.reshape(q.shape), dk[:, :near].reshape(k.shape), dv[:, :near].reshape(v.shape), d_bias, *d_extra
 
 
-def _product(equation: str, left: Array, right: Array) -> Array:
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
-
-
 def _logits(tile: Arrays, scale: float) -> Float[Array, "P B C T G W"]:
-    return scale * _product("pbctgd,pbcwd->pbctgw", tile["q"], tile["k"]) + tile["table"]
+    return scale * product("pbctgd,pbcwd->pbctgw", tile["q"], tile["k"]) + tile["table"]
+
+
+def _keys(tiles: Tiling, dropout: Dropout | None) -> Arrays:
+    return {} if dropout is None else {"keys": tiles.of_heads(dropout.keys)}
+
+
+def _kept(
+    rate: float, keys: Key[Array, "P B"], cells: Int[Array, " C"], like: Float[Array, "P B C T G W"]
+) -> Float[Array, "P B C T G W"]:
+    """What probabilities are multiplied by: 0, or 1 over the share that is kept. The same for a tile in any block."""
+
+    def of_tile(key: PRNGKeyArray, cell: Array) -> Array:
+        kept = jax.random.bernoulli(jax.random.fold_in(key, cell), 1 - rate, like.shape[3:])
+        return jnp.where(kept, 1 / (1 - rate), 0.0)
+
+    of_block = jax.vmap(of_tile, (None, 0))
+    return jax.vmap(jax.vmap(of_block, (0, None)), (0, None))(keys, cells)

@@ -1,46 +1,40 @@
-"""Outlook attention by the compiler: takes every window and stride, dropout, and hooks."""
+"""Outlook attention by the compiler: takes every window and stride, dropout, and edits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from attn.dense.xla import dropped
+from attn.core.numerics import Edit, dropped, edited, product, softmax
 
 
-def unfused(
+def plain(
     logits: Float[Array, "B V U H O I"],
     v: Float[Array, "B Y X H D"],
     *,
     window: int,
     stride: int,
-    scale: float,
+    scale: float | Array,
     dropout: float = 0.0,
     key: PRNGKeyArray | None = None,
-    edit: Callable[[str, Array], Array] = lambda site, value: value,
-) -> Float[Array, "B Y X H D"]:
-    """Arguments as in `outlook_attention`. `edit` sees logits, scaled, and probabilities."""
-    logits = edit("logits", logits.astype(jnp.float32) * scale)
-    probs = edit("probs", jax.nn.softmax(logits, axis=-1))
-    probs = dropped(probs, dropout, key)
-    mixed = jnp.einsum("bvuhoi,bvuhid->bvuhod", probs.astype(v.dtype), _unfold(v, window, stride))
-    return _fold(mixed, v.shape[1:3], window, stride)
-
-
-def refuse(*inputs: Any, window: int, stride: int, beside: tuple[str, ...] = ()) -> str | None:
-    """None: there is nothing that this implementation cannot compute."""
-    return None
+    edit: Edit | None = None,
+) -> tuple[Float[Array, "B Y X H D"]]:
+    """Arguments as in `outlook_attention`."""
+    logits = edited(edit, "logits", logits.astype(jnp.float32) * scale)
+    probs = dropped(edited(edit, "probs", softmax(logits, None)), dropout, key)
+    # Windows that overlap are summed before anything is rounded.
+    mixed = product("bvuhoi,bvuhid->bvuhod", probs.astype(v.dtype), _unfold(v, window, stride))
+    return (_fold(mixed, v.shape[1:3], window, stride).astype(v.dtype),)
 
 
 def forward(
     logits: Float[Array, "B V U H O I"], v: Float[Array, "B Y X H D"], *, window: int, stride: int, scale: float
 ) -> tuple[Float[Array, "B Y X H D"]]:
     """The output, for a backward pass that keeps no weights."""
-    return (unfused(logits, v, window=window, stride=stride, scale=scale),)
+    return plain(logits, v, window=window, stride=stride, scale=scale)
 
 
 def backward(
@@ -55,7 +49,7 @@ def backward(
     """Gradients of logits and values; weights are computed again."""
 
     def again(logits: Array, v: Array) -> Array:
-        return unfused(logits, v, window=window, stride=stride, scale=scale)
+        return plain(logits, v, window=window, stride=stride, scale=scale)[0]
 
     return jax.vjp(again, logits, v)[1](d_out)
 

@@ -1,15 +1,7 @@
 """Bi-level routing attention: regions choose regions, and tokens attend to those of the chosen ones."""
 
-from attn.routed.api import (
-    ROUTED,
-    affinity,
-    bilevel_routing_attention,
-    region_means,
-    route,
-    routed_attention,
-    top_regions,
-    usable_regions,
-)
+from attn.routed.api import ROUTED, bilevel_routing_attention, routed_attention, routed_maps
+from attn.routed.routing import affinity, region_means, route, top_regions, usable_regions
 
 __all__ = [
     "ROUTED",
@@ -18,6 +10,7 @@ __all__ = [
     "region_means",
     "route",
     "routed_attention",
+    "routed_maps",
     "top_regions",
     "usable_regions",
 ]

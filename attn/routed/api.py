@@ -9,31 +9,54 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-from attn.core.operator import Implementation, Operator, checked, decide, dispatch
-from attn.core.shards import Layout, on_shards
-from attn.core.vmap import foldable
-from attn.dense.api import Hook
-from attn.neighborhood.arguments import DTYPES
-from attn.routed.xla import Regions, unfused
-from kernels.neighborhood.pattern import PerAxis, per_axis
+from attn.common.maps import check_lse, check_places
+from attn.core.arguments import check_dtypes, check_key, check_rank, check_rate, is_traced, shapes_of, usable_scale
+from attn.core.numerics import Edit, product
+from attn.core.operator import Implementation, Operator
+from attn.core.shards import Layout
+from attn.routed.routing import Regions, region_of_places, route, usable_regions
+from attn.routed.xla import inside, plain
+from kernels.neighborhood.pattern import PerAxis
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What of a call is no array."""
+
+    regions: Regions
+    scale: float
+
+    @property
+    def about(self) -> str:
+        """As text."""
+        return f"regions {self.regions}"
+
+
+_HEADS: Layout = ("batch", None, None, "heads", None)
 
 ROUTED = Operator(
     "routed_attention",
     (
-        Implementation("tpu", "kernels.routed.tpu", platforms=("tpu",)),
+        Implementation("tpu", "attn.routed.tpu", platforms=("tpu",)),
         Implementation("dense", "attn.routed.dense", platforms=("tpu",)),
-        Implementation("xla", "attn.routed.xla"),
+        Implementation("xla", "attn.routed.xla", takes=("weights", "dropout", "look at the maps")),
+        Implementation("reference", "attn.routed.xla", plain=True),
     ),
+    layouts=lambda settings, q, k, v, indices: ([_HEADS] * 3 + [("batch", None, None)], [_HEADS, _HEADS[:-1]]),
+    results=lambda settings, q, k, v, indices: (
+        jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), v.dtype),
+        jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32),
+    ),
+    decisive=("regions",),
+    gradients=(0, 1, 2),
+    definition="xla",
 )
 
 
@@ -45,125 +68,65 @@ def bilevel_routing_attention(
     regions: PerAxis,
     topk: int,
     scale: float | None = None,
-    hook: Hook | None = None,
-    layer: Any = None,
+    dropout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    edit: Edit | None = None,
+    return_lse: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "B Y X H E"]:
+) -> Any:
     """Routes regions by the means of queries and keys, all heads together, and attends to the routed regions.
 
     Args:
       regions: rows and columns of regions, or a number for both; they divide the map.
       topk: regions that each region is routed to.
       scale: of the logits of tokens; `(H * D) ** -0.5` unless given: that of all heads together, as published.
-      hook: may edit `"q" "k" "v"`, the arguments; `"routes"` `[B, R, topk]`, int32; `"logits" "probs"`, as
-        `routed_attention` says; and `"heads"`, the result.
-      layer, implementation: see `routed_attention`.
+      edit: may change `"routes"` `[B, R, topk]`, int32, and `"logits" "probs"`, as `routed_attention` says; an
+        attribute `sites` says which, and if these are the routes alone a kernel may run.
+      dropout, key, return_lse, implementation: see `routed_attention`.
 
     Raises:
       ValueError: as `route` and `routed_attention`.
     """
-    edit = (lambda site, value: hook(site, value, layer)) if hook else (lambda site, value: value)
-    q, k, v = edit("q", q), edit("k", k), edit("v", v)
+    _check_maps(q, k, v, regions)
     scale = (q.shape[-2] * q.shape[-1]) ** -0.5 if scale is None else scale
-    indices = edit("routes", route(q, k, regions=regions, topk=topk))
-    heads = routed_attention(
-        q, k, v, indices, regions=regions, scale=scale, hook=hook, layer=layer, implementation=implementation
+    indices = route(q, k, regions=regions, topk=topk)
+    if edit is not None:
+        indices = edit("routes", indices)
+        if not hasattr(indices, "dtype"):
+            raise ValueError(
+                f"edit of 'routes' gave {indices!r:.80}; allowed: integers [batch, regions, routed regions]"
+            )
+    looks = edit is not None and getattr(edit, "sites", None) != ("routes",)
+    return routed_attention(
+        q,
+        k,
+        v,
+        indices,
+        regions=regions,
+        scale=scale,
+        dropout=dropout,
+        key=key,
+        edit=edit if looks else None,
+        return_lse=return_lse,
+        implementation=implementation,
     )
-    return edit("heads", heads)
-
-
-# --- routing ----------------------------------------------------------------------------------------------------------
-
-
-def route(
-    q: Float[Array, "B Y X *F"],
-    k: Float[Array, "B Y X *F"],
-    *,
-    regions: PerAxis,
-    topk: int,
-    scale: float = 1.0,
-) -> Int[Array, "B R K"]:
-    """The regions that each region is routed to, by number in row-major order, best first.
-
-    In float32, without a gradient. Of equal affinities the region with the smaller number is taken.
-
-    Args:
-      scale: of the affinities; only its sign matters here.
-
-    Raises:
-      ValueError: as `region_means` and `top_regions`.
-    """
-    q, k = jax.lax.stop_gradient((q, k))
-    return top_regions(affinity(region_means(q, regions), region_means(k, regions), scale), topk)[1]
-
-
-def region_means(
-    x: Float[Array, "B Y X *F"], regions: PerAxis, *, shape: Sequence[int] | None = None
-) -> Float[Array, "B R C"]:
-    """Mean of each region over its places, all features in one axis, float32.
-
-    Args:
-      shape: rows and columns of the map that are counted; what lies behind is padding with zeros.
-
-    Raises:
-      ValueError: the regions do not divide the map.
-    """
-    regions = usable_regions(x.shape[1:3], regions)
-    batch, rows, columns = x.shape[:3]
-    split = (batch, regions[0], rows // regions[0], regions[1], columns // regions[1], -1)
-    sums = x.astype(jnp.float32).reshape(split).sum(axis=(2, 4))
-    filled = [
-        np.clip(side - np.arange(count) * (whole // count), 0, whole // count)
-        for side, whole, count in zip(shape or (rows, columns), (rows, columns), regions, strict=True)
-    ]
-    means = sums / np.maximum(filled[0][:, None] * filled[1], 1).astype(np.float32)[..., None]
-    return means.reshape(batch, regions[0] * regions[1], -1)
-
-
-def affinity(queries: Float[Array, "B R C"], keys: Float[Array, "B R C"], scale: float = 1.0) -> Float[Array, "B R R"]:
-    """How much a region (row) has to do with another one (column), in full float32 on every platform."""
-    return jnp.einsum("brc,bsc->brs", scale * queries, keys, precision=jax.lax.Precision.HIGHEST)
-
-
-def top_regions(affinities: Float[Array, "B R R"], topk: int) -> tuple[Float[Array, "B R K"], Int[Array, "B R K"]]:
-    """The largest affinities of each region, and whose they are.
-
-    Raises:
-      ValueError: there are not so many regions.
-    """
-    count = affinities.shape[-1]
-    if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= count:
-        raise ValueError(f"topk={topk!r}: there are {count} regions; allowed: 1 to {count}")
-    return jax.lax.top_k(affinities, topk)
-
-
-def usable_regions(shape: Sequence[int], regions: PerAxis) -> Regions:
-    """Rows and columns of regions; ValueError if they do not divide the map."""
-    rows, columns = per_axis("regions", regions, 2, 1)
-    if any(side % count or side == 0 for side, count in zip(shape, (rows, columns), strict=True)):
-        allowed = " and ".join(", ".join(str(n) for n in range(1, side + 1) if side % n == 0) for side in shape)
-        raise ValueError(f"regions {(rows, columns)} do not divide a map of {tuple(shape)}; allowed: {allowed}")
-    return rows, columns
-
-
-# --- attention to the routed regions ----------------------------------------------------------------------------------
 
 
 def routed_attention(
     q: Float[Array, "B Y X H D"],
     k: Float[Array, "B V U H D"],
     v: Float[Array, "B V U H E"],
-    indices: Int[Array, "B R K"],
+    indices: Integer[Array, "B R K"],
     *,
     regions: PerAxis,
     scale: float,
     weights: Float[Array, "B R K"] | None = None,
     dropout: float = 0.0,
     key: PRNGKeyArray | None = None,
-    hook: Hook | None = None,
-    layer: Any = None,
+    edit: Edit | None = None,
+    return_lse: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "B Y X H E"]:
+) -> Any:
     """Softmax attention of every query to all keys of the regions that its own region is routed to.
 
     With r(i) the region of query i and J(r) the places of the regions `indices[r]`,
@@ -173,132 +136,120 @@ def routed_attention(
     A region that is named twice counts twice. Softmax and sums are in float32 whatever the inputs are. Differentiable
     in q, k, v and weights, in reverse mode and once. Under `jax.checkpoint` the results are named `"attention_heads"`
     and `"attention_lse"`. Under a mesh: `attn/core/shards.py`; what runs where: `explain`.
+    `implementation="reference"` has derivatives of every kind.
 
     Args:
       k, v: a map of the same regions, whose regions may have another number of places (pooled keys).
-      indices: numbers of regions in row-major order, `[batch, regions, routed regions]`, the same for all heads.
+      indices: numbers of regions in row-major order, `[batch, regions, routed regions]`, the same for all heads. Traced
+        ones outside the map count as the nearest inside.
       regions: rows and columns of regions, or a number for both; they divide both maps.
       weights: of the routed regions, which multiply their keys and values (soft routing).
       dropout: share of probabilities set to zero (the rest scaled up); needs `key`.
-      hook: may edit `"logits" "probs"` `[B * R, H, T, K * S]`: T queries of a region and S keys of one, regions as a
-        batch. Weights, dropout and hooks take an unfused path.
-      layer: handed to the hook.
-      implementation: `"tpu"`, `"dense"` or `"xla"`; None: the best for the platform lowered for.
+      edit: may change `"logits"` (scaled) and `"probs"` `[B, R, H, T, K * S]`, float32: T queries of a region and S
+        keys of one. Weights, dropout and this take a path that keeps maps.
+      return_lse: return `(out, lse)` with the logsumexp `[B, Y, X, H]`, float32, natural.
+      implementation: `"tpu"`, `"dense"`, `"xla"` or `"reference"`; None: the best for the platform lowered for.
 
     Raises:
       ValueError: shapes that do not belong together; an unknown implementation, or one that refuses.
     """
     regions = _check(q, k, v, indices, weights, regions)
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
-        raise ValueError(f"scale={scale!r}; allowed: a number (not a traced one)")
-    asked = {"weights": weights is not None, "dropout": bool(dropout), "hook": hook is not None}
-    beside = tuple(name for name in asked if asked[name])
-    call = _Call(regions, float(scale), implementation)
-    if not beside:
-        return _attention(call, q, k, v, indices)
-    about = f"{call.about} with {', '.join(beside)}"
-    choices = decide(ROUTED, (q, k, v, indices), call.options(beside), about=about, forced=implementation)
-    heads = unfused(
-        checked(ROUTED, (q, k, v, indices), choices, about=about),
-        k,
-        v,
-        indices,
-        regions=regions,
-        scale=call.scale,
-        weights=weights,
-        dropout=dropout,
-        key=key,
-        edit=(lambda site, value: hook(site, value, layer)) if hook else (lambda site, value: value),
+    check_key(key, check_rate("dropout", dropout))
+    asked = {"weights": weights is not None, "dropout": bool(dropout), "look at the maps": edit is not None}
+    options: dict[str, Any] = {"weights": weights, "dropout": dropout, "key": key, "edit": edit}
+    found = ROUTED.run(
+        (q, k, v, _numbers(indices, regions)),
+        Settings(regions, usable_scale(scale, q.shape[-1])),
+        plain=functools.partial(_plain, options),
+        asked=[name for name, there in asked.items() if there],
+        implementation=implementation,
+        returned=1 + return_lse,
     )
-    return checkpoint_name(heads, "attention_heads")
+    return found if return_lse else found[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """What of a call is no array."""
-
-    regions: Regions
-    scale: float
-    implementation: str | None
-
-    @property
-    def about(self) -> str:
-        return f"regions {self.regions}"
-
-    def options(self, beside: tuple[str, ...] = ()) -> dict[str, Any]:
-        """What the choice of an implementation depends on."""
-        return {"regions": self.regions, "beside": beside}
+def _plain(options: dict[str, Any], *inputs: Array, **settings: Any) -> tuple[Array, ...]:
+    return plain(*inputs, **{**settings, **options})
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(call: _Call, *inputs: Array) -> Array:
-    return _attention_forward(call, *inputs)[0]
+def routed_maps(
+    q: Float[Array, "B Y X H D"],
+    k: Float[Array, "B V U H D"],
+    lse: Float[Array, "B Y X H"],
+    indices: Integer[Array, "B R K"],
+    *,
+    regions: PerAxis,
+    scale: float,
+    queries: Int[Array | np.ndarray, "Q 2"],
+) -> Float[Array, "B Q H V U"]:
+    """What chosen queries look at, `exp(logit - lse)` in float32, from a fused run that keeps no map.
 
+    Args:
+      lse: as `routed_attention(..., return_lse=True)` gives it; the other arguments are those of that call.
+      queries: rows and columns of the queries, one pair for each.
 
-def _attention_forward(call: _Call, *inputs: Array) -> tuple[Array, Any]:
-    out, lse = _step(call, "forward")(*inputs)
-    out, lse = checkpoint_name(out, "attention_heads"), checkpoint_name(lse, "attention_lse")
-    return out, (inputs, out, lse)
+    Returns:
+      A map over all keys for each query, 0 in regions that its own is not routed to; one that is named twice has twice
+      as much.
 
-
-def _attention_backward(call: _Call, kept: Any, d_out: Array) -> tuple[Array | None, ...]:
-    inputs, out, lse = kept
-    return *_step(call, "backward")(*inputs, out, lse, d_out), None
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-@functools.lru_cache(maxsize=1024)
-def _step(call: _Call, step: str) -> Any:
-    """`forward` or `backward` of the implementation that is chosen, over a mesh, and under vmap."""
-    heads: Layout = ("batch", None, None, "heads", None)
-    lse: Layout = ("batch", None, None, "heads")
-    into: list[Layout | None] = [heads, heads, heads, ("batch", None, None), heads, lse, heads]
-
-    def layouts(*arguments: Any) -> tuple[list[Layout | None], list[Layout | None]]:
-        return into[: len(arguments)], [heads, lse] if step == "forward" else [heads] * 3
-
-    def on_one_device(*arguments: Any) -> tuple[Array, ...]:
-        return dispatch(
-            ROUTED,
-            step,
-            arguments[:4],
-            arguments[4:],
-            options=call.options(),
-            settings={"regions": call.regions, "scale": call.scale},
-            about=call.about,
-            forced=call.implementation,
-        )
-
-    def everywhere(*arguments: Any) -> tuple[Array, ...]:
-        return on_shards(on_one_device, arguments, *layouts(*arguments))
-
-    return foldable(everywhere, layouts, keys=1)
+    Raises:
+      ValueError: as `routed_attention`, and for queries that are not on the map.
+    """
+    used = _check(q, k, k, indices, None, regions)
+    check_lse(lse, q.shape[:-1])
+    indices, scale = inside(_numbers(indices, used), used[0] * used[1]), usable_scale(scale, q.shape[-1])
+    rows, columns = check_places(queries, q.shape[1:3])
+    own = (rows // (q.shape[1] // used[0])) * used[1] + columns // (q.shape[2] // used[1])
+    routes = jax.nn.one_hot(indices[:, own], used[0] * used[1], dtype=jnp.float32).sum(axis=2)
+    times = routes[..., region_of_places(k, used)].reshape(q.shape[0], len(own), 1, *k.shape[1:3])
+    logits = scale * product("bqhd,byxhd->bqhyx", q[:, rows, columns].astype(jnp.float32), k.astype(jnp.float32))
+    shares = jnp.exp(logits - lse[:, rows, columns][..., None, None])
+    return jnp.where(times > 0, times * shares, 0)
 
 
 def _check(q: Any, k: Any, v: Any, indices: Any, weights: Any, regions: PerAxis) -> Regions:
     """Rows and columns of regions."""
-    arrays = {"q": q, "k": k, "v": v}
-    shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
-    for name, array in arrays.items():
-        if array.ndim != 5:
-            raise ValueError(f"{shapes}: {name} has {array.ndim} axes; allowed: [batch, rows, columns, heads, width]")
-        used = usable_regions(array.shape[1:3], regions)
-    if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f"{shapes}: v must have the batch, map and heads of k")
-    if (q.shape[0], *q.shape[3:]) != (k.shape[0], *k.shape[3:]):
-        raise ValueError(f"{shapes}: k must have the batch, heads and head dim of q")
-    dtypes = {name: str(array.dtype) for name, array in arrays.items()}
-    if len(set(dtypes.values())) > 1 or dtypes["q"] not in DTYPES:
-        given = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(f"dtypes {given}; allowed: one for all of them, of {', '.join(DTYPES)}")
+    used = _check_maps(q, k, v, regions)
     rows = (q.shape[0], used[0] * used[1])
     if indices.ndim != 3 or indices.shape[:2] != rows or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(
             f"indices {indices.dtype}{list(indices.shape)}: must be integers [batch, regions, routed regions], "
             f"which is [{rows[0]}, {rows[1]}, ...] here"
         )
-    if weights is not None and weights.shape != indices.shape:
-        raise ValueError(f"weights {list(weights.shape)}: must have the shape of the indices, {list(indices.shape)}")
+    if indices.shape[2] == 0:
+        raise ValueError(f"indices {list(indices.shape)}: must name at least one region for each")
+    if weights is not None and (weights.shape != indices.shape or not jnp.issubdtype(weights.dtype, jnp.floating)):
+        raise ValueError(
+            f"weights {weights.dtype}{list(weights.shape)}: must be floating point of the shape of the indices, "
+            f"{list(indices.shape)}"
+        )
     return used
+
+
+def _check_maps(q: Any, k: Any, v: Any, regions: PerAxis) -> Regions:
+    """Rows and columns of regions."""
+    shapes = shapes_of(q=q, k=k, v=v)
+    check_rank((5,), "batch, rows, columns, heads, width", q=q, k=k, v=v)
+    for array in (q, k, v):
+        used = usable_regions(array.shape[1:3], regions)
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(f"{shapes}: v must have the batch, map and heads of k")
+    if (q.shape[0], *q.shape[3:]) != (k.shape[0], *k.shape[3:]):
+        raise ValueError(f"{shapes}: k must have the batch, heads and head dim of q")
+    check_dtypes(q=q, k=k, v=v)
+    return used
+
+
+def _numbers(indices: Any, regions: Regions) -> Int[Array, "B R K"]:
+    """Numbers of regions, int32; outside the map known ones are a ValueError. Traced ones are the nearest inside, which
+    is up to each implementation: for kernels it would be a program of its own.
+    """
+    last = regions[0] * regions[1] - 1
+    if not is_traced(indices):
+        known = np.asarray(indices)
+        outside = (known < 0) | (known > last)
+        if outside.any():
+            raise ValueError(f"indices: there is no region {known[outside][0]}; allowed: 0 to {last}")
+    if jnp.iinfo(indices.dtype).max > jnp.iinfo(jnp.int32).max:
+        indices = jnp.minimum(indices, last)
+    return jnp.asarray(indices, jnp.int32)

@@ -12,24 +12,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from attn.routed.xla import Regions
+from attn.core.numerics import product
+from attn.routed.routing import Regions, region_of_places
+from attn.routed.xla import inside
 
 MOST = 8
 """Places of a map for each that is gathered, above which gathering is faster (docs/kernels_routed.md)."""
 
 
-def unprofitable(q: Any, k: Any, v: Any, indices: Any, *, regions: Regions, beside: tuple[str, ...]) -> str | None:
+def unprofitable(q: Any, k: Any, v: Any, indices: Any, *, regions: Regions) -> str | None:
     """Why these arguments are faster gathered; None if they are not."""
     share = math.prod(regions) / indices.shape[-1]
     return f"a map of {share:.1f} times what is gathered; above {MOST} gathering is faster" if share > MOST else None
-
-
-def refuse(*inputs: Any, regions: Regions, beside: tuple[str, ...]) -> str | None:
-    """Why these arguments cannot be had here; None if they can."""
-    return f"has no {' and no '.join(beside)}" if beside else None
 
 
 def forward(
@@ -42,17 +38,15 @@ def forward(
     scale: float,
 ) -> tuple[Float[Array, "B Y X H E"], Float[Array, "B Y X H"]]:
     """Output in the dtype of `v`, and the logsumexp of every query in float32."""
-    # Float32 is multiplied as such: a TPU's default would round it to bfloat16.
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    product = {"precision": precision, "preferred_element_type": jnp.float32}
-    times = jax.nn.one_hot(indices, math.prod(regions), dtype=jnp.float32).sum(axis=2)
-    routes = jnp.log(times)[:, _regions(q, regions)][:, :, _regions(k, regions)]
+    count = math.prod(regions)
+    times = jax.nn.one_hot(inside(indices, count), count, dtype=jnp.float32).sum(axis=2)
+    routes = jnp.log(times)[:, region_of_places(q, regions)][:, :, region_of_places(k, regions)]
     queries, keys, values = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (q, k, v))
-    logits = scale * jnp.einsum("bnhd,bmhd->bhnm", queries, keys, **product) + routes[:, None]
+    logits = scale * product("bnhd,bmhd->bhnm", queries, keys) + routes[:, None]
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("bhnm,bmhe->bnhe", (weights / total).astype(v.dtype), values, **product).astype(v.dtype)
+    out = product("bhnm,bmhe->bnhe", (weights / total).astype(v.dtype), values).astype(v.dtype)
     lse = jnp.swapaxes((largest + jnp.log(total))[..., 0], 1, 2)
     return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
 
@@ -65,19 +59,14 @@ def backward(
     out: Float[Array, "B Y X H E"],
     lse: Float[Array, "B Y X H"],
     d_out: Float[Array, "B Y X H E"],
+    d_lse: Float[Array, "B Y X H"] | None,
     *,
     regions: Regions,
     scale: float,
 ) -> tuple[Float[Array, "B Y X H D"], Float[Array, "B V U H D"], Float[Array, "B V U H E"]]:
     """Gradients of q, k and v, each in its dtype: those of `forward` by differentiating it."""
 
-    def run(q: Array, k: Array, v: Array) -> Array:
-        return forward(q, k, v, indices, regions=regions, scale=scale)[0]
+    def run(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        return forward(q, k, v, indices, regions=regions, scale=scale)
 
-    return jax.vjp(run, q, k, v)[1](d_out.astype(v.dtype))
-
-
-def _regions(x: Any, regions: Regions) -> Int[np.ndarray, " N"]:
-    """The region of each place of a map, both in row-major order."""
-    rows, columns = (np.arange(side) // (side // count) for side, count in zip(x.shape[1:3], regions, strict=True))
-    return (rows[:, None] * regions[1] + columns).reshape(-1)
+    return jax.vjp(run, q, k, v)[1]((d_out.astype(v.dtype), jnp.zeros_like(lse) if d_lse is None else d_lse))

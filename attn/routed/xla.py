@@ -8,22 +8,13 @@ Letters in shapes: R regions, T queries of a region, K regions that each is rout
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from attn.common.windows import from_windows, to_windows
-from attn.dense.xla import dropped
-
-Regions = tuple[int, int]
-
-
-def refuse(*inputs: Any, regions: Regions, beside: tuple[str, ...]) -> str | None:
-    """None: there is nothing that this implementation cannot compute."""
-    return None
+from attn.core.numerics import Edit, dropped, edited, logsumexp, product, softmax
+from attn.routed.routing import Regions
 
 
 def forward(
@@ -41,7 +32,7 @@ def forward(
     largest = logits.max(axis=-1, keepdims=True)
     weights = jnp.exp(logits - largest)
     total = weights.sum(axis=-1)
-    out = _product("bhrtm,bhrme->bhrte", weights.astype(v.dtype), gathered(values, indices)) / total[..., None]
+    out = product("bhrtm,bhrme->bhrte", weights.astype(v.dtype), gathered(values, indices)) / total[..., None]
     lse = largest[..., 0] + jnp.log(total)
     shape = q.shape[1:3]
     return to_map(out.astype(v.dtype), shape, regions), to_map(lse[..., None], shape, regions)[..., 0]
@@ -55,6 +46,7 @@ def backward(
     out: Float[Array, "B Y X H E"],
     lse: Float[Array, "B Y X H"],
     d_out: Float[Array, "B Y X H E"],
+    d_lse: Float[Array, "B Y X H"] | None,
     *,
     regions: Regions,
     scale: float,
@@ -63,20 +55,22 @@ def backward(
     queries, keys, values, d_heads = (by_region(x, regions) for x in (q, k, v, d_out.astype(v.dtype)))
     keys, values = gathered(keys, indices), gathered(values, indices)
     probabilities = jnp.exp(_logits(queries, keys, scale) - by_region(lse[..., None], regions))
-    d_probabilities = _product("bhrte,bhrme->bhrtm", d_heads, values)
+    d_probabilities = product("bhrte,bhrme->bhrtm", d_heads, values)
     # rowsum(d_out * out) would do, with the rounding of `out`: in half precision that is most of the error.
     delta = (probabilities * d_probabilities).sum(axis=-1, keepdims=True)
+    if d_lse is not None:
+        delta = delta - by_region(d_lse[..., None], regions)
     d_products = (scale * probabilities * (d_probabilities - delta)).astype(q.dtype)
-    dq = _product("bhrtm,bhrmd->bhrtd", d_products, keys)
-    dk = scattered(_product("bhrtm,bhrtd->bhrmd", d_products, queries), indices)
-    dv = scattered(_product("bhrtm,bhrte->bhrme", probabilities.astype(v.dtype), d_heads), indices)
+    dq = product("bhrtm,bhrmd->bhrtd", d_products, keys)
+    dk = scattered(product("bhrtm,bhrtd->bhrmd", d_products, queries), indices)
+    dv = scattered(product("bhrtm,bhrte->bhrme", probabilities.astype(v.dtype), d_heads), indices)
     dq, dk, dv = (
         to_map(gradient.astype(like.dtype), like.shape[1:3], regions) for gradient, like in ((dq, q), (dk, k), (dv, v))
     )
     return dq, dk, dv
 
 
-def unfused(
+def plain(
     q: Float[Array, "B Y X H D"],
     k: Float[Array, "B V U H D"],
     v: Float[Array, "B V U H E"],
@@ -87,11 +81,11 @@ def unfused(
     weights: Float[Array, "B R K"] | None = None,
     dropout: float = 0.0,
     key: PRNGKeyArray | None = None,
-    edit: Callable[[str, Array], Array] = lambda site, value: value,
-) -> Float[Array, "B Y X H E"]:
+    edit: Edit | None = None,
+) -> tuple[Float[Array, "B Y X H E"], Float[Array, "B Y X H"]]:
     """What `forward` computes, kept for differentiation; weights multiply keys and values of the routed regions.
 
-    `edit` sees `"logits"` and `"probs"`, regions as a batch `[B * R, H, T, K * S]`.
+    `edit` sees `"logits"` and `"probs"` `[B, R, H, T, K * S]`.
     """
     queries, keys, values = (by_region(x, regions) for x in (q, k, v))
     keys, values = gathered(keys, indices), gathered(values, indices)
@@ -99,10 +93,11 @@ def unfused(
         each = jnp.repeat(weights, keys.shape[-2] // weights.shape[-1], axis=-1)[:, None, :, :, None]
         keys, values = (each * keys).astype(k.dtype), (each * values).astype(v.dtype)
     logits = _edited(_logits(queries, keys, scale), "logits", edit)
-    probabilities = _edited(jax.nn.softmax(logits, axis=-1), "probs", edit)
+    probabilities = _edited(softmax(logits, None), "probs", edit)
     probabilities = dropped(probabilities, dropout, key).astype(v.dtype)
-    out = _product("bhrtm,bhrme->bhrte", probabilities, values)
-    return to_map(out.astype(v.dtype), q.shape[1:3], regions)
+    out = product("bhrtm,bhrme->bhrte", probabilities, values)
+    lse = to_map(logsumexp(logits, None)[..., None], q.shape[1:3], regions)[..., 0]
+    return to_map(out.astype(v.dtype), q.shape[1:3], regions), lse
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -125,7 +120,7 @@ def to_map(x: Float[Array, "B H R T D"], shape: tuple[int, ...], regions: Region
 def gathered(x: Float[Array, "B H R S D"], indices: Int[Array, "B R K"]) -> Float[Array, "B H R M D"]:
     """For each region the places of those that it is routed to, M = K * S, in the order of the indices."""
     batch, heads, count, _, dim = x.shape
-    found = jax.vmap(jax.vmap(lambda regions, index: regions[index], (0, None)))(x, indices)
+    found = jax.vmap(jax.vmap(lambda regions, index: regions[index], (0, None)))(x, inside(indices, count))
     return found.reshape(batch, heads, count, -1, dim)
 
 
@@ -137,22 +132,19 @@ def scattered(x: Float[Array, "B H R M D"], indices: Int[Array, "B R K"]) -> Flo
     def add(parts: Array, index: Array) -> Array:
         return jnp.zeros((count, *parts.shape[2:]), parts.dtype).at[index].add(parts)
 
-    return jax.vmap(jax.vmap(add, (0, None)))(x, indices)
+    return jax.vmap(jax.vmap(add, (0, None)))(x, inside(indices, count))
+
+
+def inside(indices: Int[Array, "*B"], count: int) -> Int[Array, "*B"]:
+    """The nearest numbers of regions that there are."""
+    return jnp.clip(indices, 0, count - 1)
 
 
 def _logits(
     queries: Float[Array, "B H R T D"], keys: Float[Array, "B H R M D"], scale: float
 ) -> Float[Array, "B H R T M"]:
-    return scale * _product("bhrtd,bhrmd->bhrtm", queries, keys)
+    return scale * product("bhrtd,bhrmd->bhrtm", queries, keys)
 
 
-def _product(equation: str, left: Array, right: Array) -> Array:
-    # Float32 is multiplied as such: a TPU's default would round it to bfloat16.
-    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _edited(x: Float[Array, "B H R T M"], site: str, edit: Callable[[str, Array], Array]) -> Float[Array, "B H R T M"]:
-    batch, heads, count, *rest = x.shape
-    seen = edit(site, jnp.moveaxis(x, 2, 1).reshape(batch * count, heads, *rest))
-    return jnp.moveaxis(seen.reshape(batch, count, heads, *rest), 1, 2)
+def _edited(x: Float[Array, "B H R T M"], site: str, edit: Edit | None) -> Float[Array, "B H R T M"]:
+    return x if edit is None else jnp.swapaxes(edited(edit, site, jnp.swapaxes(x, 1, 2)), 1, 2)

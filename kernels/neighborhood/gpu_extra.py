@@ -35,9 +35,7 @@ def extra_gradients(
     names = ("q", "extra_keys", "extra_values", "d_out", "lse", "delta")
     sums = pl.pallas_call(
         functools.partial(neighborhood_dextra, scale=scale, width=tile.visitors),
-        out_shape=tuple(
-            jax.ShapeDtypeStruct((batch * shares, *array.shape[1:]), jnp.float32) for array in (k, v)
-        ),
+        out_shape=tuple(jax.ShapeDtypeStruct((batch * shares, *array.shape[1:]), jnp.float32) for array in (k, v)),
         grid=(batch * shares * pl.cdiv(k.shape[1], ROWS) * k.shape[2],),
         compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,

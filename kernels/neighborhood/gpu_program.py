@@ -168,9 +168,7 @@ def scatter(
     mask = jnp.broadcast_to(valid[:, None] & (lanes < width)[None, :], values.shape)
     # Rows that are no token may have the index of one: they must not write that one's old value back.
     rows = jnp.where(valid, tokens, array.shape[1])
-    triton.store(
-        array.at[batch, rows[:, None], head, lanes[None, :]], values.astype(array.dtype), mask=mask
-    )
+    triton.store(array.at[batch, rows[:, None], head, lanes[None, :]], values.astype(array.dtype), mask=mask)
 
 
 def scatter_numbers(
@@ -181,8 +179,8 @@ def scatter_numbers(
 
 
 def product(
-    a: Float[Array, "R K"], b: Float[Array, "K V"], *, contract: tuple[int, int] = (1, 0)
-) -> Float[Array, "R V"]:
+    a: Float[Array, "R K"], b: Float[Array, "S V"], *, contract: tuple[int, int] = (1, 0)
+) -> Float[Array, "A B"]:
     """Matrix product over the axes `contract` of a and b, summed in float32; float32 factors are not rounded."""
     return lax.dot_general(
         a,

@@ -35,10 +35,10 @@ def interval(position: Any, length: Any, window: int, stride: int, is_causal: bo
     run = position // stride * stride
     if is_causal:
         leader = np.minimum(run + stride - 1, length - 1)
-        return np.maximum(leader - (window - 1), 0), position + 1
+        return np.asarray(np.maximum(leader - (window - 1), 0)), np.asarray(position + 1)
     leader = np.minimum(run + stride // 2, length - 1)
     first = np.clip(leader - window // 2, 0, length - window)
-    return first, first + window
+    return np.asarray(first), np.asarray(first + window)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,9 +103,7 @@ def simulate(
     )
 
 
-def union(
-    axis: Axis, extent: int, *, of_all: bool = False
-) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
+def union(axis: Axis, extent: int, *, of_all: bool = False) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
     """`[first, end)` of the members that some query (`of_all`: every query) of a tile sees, by tile of each group."""
     least, most = (np.maximum, np.minimum) if of_all else (np.minimum, np.maximum)
     firsts, ends = [], []
@@ -134,9 +132,7 @@ def sharing_stride(pattern: Pattern, query_tile: Sequence[int]) -> tuple[int | N
     )
 
 
-def perfect_stride(
-    pattern: Pattern, query_tile: Sequence[int], kv_tile: Sequence[int]
-) -> tuple[int | None, ...]:
+def perfect_stride(pattern: Pattern, query_tile: Sequence[int], kv_tile: Sequence[int]) -> tuple[int | None, ...]:
     """For each axis the smallest stride with which aligned tiles compute nothing in vain, None if there is none."""
 
     def is_perfect(axis: Axis, extent: int, keys: int) -> bool:

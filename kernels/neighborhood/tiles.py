@@ -204,9 +204,7 @@ class Tiles:
         return math.prod(axis.count for axis in self.axes)
 
 
-def make_tiles(
-    pattern: Pattern, tile: Sequence[int], *, residues: int = 1, bands: int = 1, multiple: int = 8
-) -> Tiles:
+def make_tiles(pattern: Pattern, tile: Sequence[int], *, residues: int = 1, bands: int = 1, multiple: int = 8) -> Tiles:
     """The tiles of a pattern.
 
     Args:

@@ -22,9 +22,7 @@ from kernels.neighborhood.tpu_plan import Plan
 _DTYPES = ("float32", "bfloat16")
 
 
-def refuse(
-    q: Any, k: Any, v: Any, bias: Any, extra_keys: Any, extra_values: Any, *, pattern: Pattern
-) -> str | None:
+def refuse(q: Any, k: Any, v: Any, bias: Any, extra_keys: Any, extra_values: Any, *, pattern: Pattern) -> str | None:
     """Why these arguments cannot be had here; None if they can."""
     if str(q.dtype) not in _DTYPES:
         return f"dtype {q.dtype}; the kernel takes {' and '.join(_DTYPES)}"

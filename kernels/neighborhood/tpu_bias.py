@@ -29,6 +29,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from kernels.neighborhood.tpu_plan import LANES, Plan, offsets
+from kernels.neighborhood.tpu_tile import divided
 
 KEYS = 8
 """Keys that are made of a row: as many as a vector has sublanes."""
@@ -269,8 +270,8 @@ def _for_each(sizes: Spread, body: Any) -> None:
     """Runs `body` for each head, offset along x, z of the larger box, and group of keys."""
 
     def step(index: Any, _: Any) -> Any:
-        head = index // (sizes.offsets * sizes.depth)
-        offset, z = index // sizes.depth % sizes.offsets, index % sizes.depth
+        rows, z = divided(index, sizes.depth)
+        head, offset = divided(rows, sizes.offsets)
         for group in range(sizes.groups):
             body(head, 0 if sizes.offsets == 1 else offset, 0 if sizes.depth == 1 else z, group)
         return 0
@@ -281,7 +282,7 @@ def _for_each(sizes: Spread, body: Any) -> None:
 def _is_first(sizes: Spread) -> jax.Array:
     """`[key, query]`: whether what this key takes from here, when lanes are turned, is in the first row."""
     key, query = (jax.lax.broadcasted_iota(jnp.int32, (KEYS, LANES), number) for number in range(2))
-    return query % sizes.run + key < sizes.run
+    return jax.lax.rem(query, jnp.full_like(query, sizes.run)) + key < sizes.run
 
 
 def _run_before(sizes: Spread, value: jax.Array, back: bool = False) -> jax.Array:

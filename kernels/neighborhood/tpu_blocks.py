@@ -77,9 +77,7 @@ class Blocks:
             shape = (1, *(layout.keys for layout in layouts), plan.lanes)
 
             def first(block: Any, band: Any, b: Any, starts: Any, first_keys: Any) -> tuple[Any, ...]:
-                tokens = [
-                    first_keys[band] * layout.unit if layout.tiles.bands > 1 else 0 for layout in layouts
-                ]
+                tokens = [first_keys[band] * layout.unit if layout.tiles.bands > 1 else 0 for layout in layouts]
                 return (b, *tokens, block * plan.lanes)
 
             return pl.BlockSpec(tuple(pl.Element(size) for size in shape), first)

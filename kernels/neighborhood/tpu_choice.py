@@ -153,12 +153,7 @@ def candidates(pattern: Pattern) -> list[tuple[tuple[int, ...], int]]:
         limit = -(-length // 8) * 8 if last else length
         options.append([size for size in sizes if size <= limit] or [limit])
     residues = [r for r in (1, 2, 4, 8) if groups[-1] % r == 0]
-    found = [
-        (members, r)
-        for members in itertools.product(*options)
-        for r in residues
-        if math.prod(members) * r <= 512
-    ]
+    found = [(members, r) for members in itertools.product(*options) for r in residues if math.prod(members) * r <= 512]
     return found
 
 

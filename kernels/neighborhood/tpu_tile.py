@@ -38,15 +38,23 @@ class Place:
     index: Any
 
 
-def for_each_tile(
-    plan: Plan, starts: Any, band: Any, body: Callable[[Place], None], *, together: int = 1
-) -> None:
+def divided(number: Any, by: int) -> tuple[Any, Any]:
+    """Quotient and remainder of a number that is not negative.
+
+    Not by `//` and `%`: their lowering looks at the sign, and for that asks which TPU is there, which is none on the
+    machine that exports a program.
+    """
+    return jax.lax.div(number, jnp.int32(by)), jax.lax.rem(number, jnp.int32(by))
+
+
+def for_each_tile(plan: Plan, starts: Any, band: Any, body: Callable[[Place], None], *, together: int = 1) -> None:
     """Runs `body` on every tile of a band, in order, `together` of them in a pass of the loop."""
     counts = [layout.tiles.count // layout.tiles.bands for layout in plan.layouts]
     banded = [layout.tiles.bands > 1 for layout in plan.layouts]
 
     def step(index: Any, _: Any) -> Any:
-        numbers = (index // (counts[1] * counts[2]), index // counts[2] % counts[1], index % counts[2])
+        rows, column = divided(index, counts[2])
+        numbers = (*divided(rows, counts[1]), column)
         columns = []
         for number, count, first, split in zip(numbers, counts, plan.starts_of_axis, banded, strict=True):
             row = first + 4 * (number + band * count if split else number)
@@ -161,7 +169,8 @@ def _for_rows(z0: int, z1: int, y0: int, y1: int, body: Callable[[Any, Any], Non
         return
 
     def step(index: Any, _: Any) -> Any:
-        body(z0 + index // (y1 - y0), y0 + index % (y1 - y0))
+        z, y = divided(index, y1 - y0)
+        body(z0 + z, y0 + y)
         return 0
 
     jax.lax.fori_loop(0, (z1 - z0) * (y1 - y0), step, 0)

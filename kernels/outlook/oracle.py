@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 Weights = Float[np.ndarray, "B V U H O I"]
 Map = Float[np.ndarray, "B Y X H D"]
+Padded = Float[np.ndarray, "B P Q H D"]
 
 
 def forward(logits: Weights, v: Map, *, window: int, stride: int, scale: float) -> tuple[Map]:
@@ -24,9 +25,7 @@ def forward(logits: Weights, v: Map, *, window: int, stride: int, scale: float) 
     return (_cropped(out, v.shape, window),)
 
 
-def backward(
-    logits: Weights, v: Map, d_out: Map, *, window: int, stride: int, scale: float
-) -> tuple[Weights, Map]:
+def backward(logits: Weights, v: Map, d_out: Map, *, window: int, stride: int, scale: float) -> tuple[Weights, Map]:
     """Gradients of logits and values."""
     values, cotangents = _padded(v, window), _padded(d_out, window)
     d_logits, d_values = np.zeros(logits.shape), np.zeros(values.shape)
@@ -51,12 +50,12 @@ def _softmax(logits: Float[np.ndarray, "H O I"], scale: float) -> Float[np.ndarr
     return weights / weights.sum(-1, keepdims=True)
 
 
-def _padded(x: Map, window: int) -> Map:
+def _padded(x: Map, window: int) -> Padded:
     """With zeros all around, as many as windows can reach."""
     return np.pad(np.asarray(x, np.float64), [(0, 0), (window // 2, window), (window // 2, window), (0, 0), (0, 0)])
 
 
-def _cropped(x: Map, shape: tuple[int, ...], window: int) -> Map:
+def _cropped(x: Padded, shape: tuple[int, ...], window: int) -> Map:
     return x[:, window // 2 : window // 2 + shape[1], window // 2 : window // 2 + shape[2]]
 
 

@@ -20,10 +20,8 @@ _CHANNELS, _WINDOWS = 128, 1024
 after the other."""
 
 
-def refuse(logits: Any, v: Any, *, window: int, stride: int, beside: tuple[str, ...] = ()) -> str | None:
+def refuse(logits: Any, v: Any, *, window: int, stride: int) -> str | None:
     """Why these arguments cannot be had here; None if they can."""
-    if beside:
-        return f"has no {' and no '.join(beside)}"
     if (window, stride) != (3, 2):
         return f"window={window}, stride={stride}; the kernel takes 3 and 2"
     for array in (logits, v):

@@ -20,12 +20,8 @@ _ROWS = 16
 """Places that a region has a multiple of: rows of a vector of a narrow type."""
 
 
-def refuse(
-    q: Any, k: Any, v: Any, indices: Any, *, regions: tuple[int, int], beside: tuple[str, ...] = ()
-) -> str | None:
+def refuse(q: Any, k: Any, v: Any, indices: Any, *, regions: tuple[int, int]) -> str | None:
     """Why these arguments cannot be had here; None if they can."""
-    if beside:
-        return f"has no {' and no '.join(beside)}"
     if str(q.dtype) not in _DTYPES:
         return f"dtype {q.dtype}; the kernel takes {' and '.join(_DTYPES)}"
     if not tuple(q.shape) == tuple(k.shape) == tuple(v.shape):
@@ -47,9 +43,7 @@ def make_plan(q: Any, indices: Any, regions: tuple[int, int]) -> Plan:
     return Plan(regions, places, q.shape[3], q.shape[4], indices.shape[-1])
 
 
-def forward(
-    q: Any, k: Any, v: Any, indices: Any, *, regions: tuple[int, int], scale: float
-) -> tuple[Any, Any]:
+def forward(q: Any, k: Any, v: Any, indices: Any, *, regions: tuple[int, int], scale: float) -> tuple[Any, Any]:
     """Output `[B, Y, X, H, D]` and logsumexp `[B, Y, X, H]` float32."""
     plan = make_plan(q, indices, regions)
     q_map, k_map, v_map = (_packed(array) for array in (q, k, v))

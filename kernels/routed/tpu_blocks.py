@@ -81,15 +81,20 @@ class Block:
         size = plan.block(self.part)
         self.regions = [index * size + offset for offset in range(size)]
         self._refs = refs
+        self._routes: dict[int, list[Any]] = {}
 
     def of(self, name: str) -> Any:
         """The part's reference of a scratch array."""
         return self._refs[f"{name}{self.number}"]
 
     def routes(self, region: Any) -> list[Any]:
-        """Numbers of the regions that a region is routed to."""
-        existing = jnp.minimum(region, self.plan.count - 1)
-        return [self._refs["routes"][0, choice, existing] for choice in range(self.plan.topk)]
+        """Numbers of the regions that a region is routed to, of those that there are."""
+        if id(region) not in self._routes:
+            last = self.plan.count - 1
+            existing = jnp.minimum(region, last)
+            routed = (self._refs["routes"][0, choice, existing] for choice in range(self.plan.topk))
+            self._routes[id(region)] = [jnp.clip(number, 0, last) for number in routed]
+        return self._routes[id(region)]
 
     def keys(self, name: str, region: Any) -> jax.Array:
         """`[keys, lanes]` of what a region is routed to."""

@@ -3,17 +3,17 @@
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook
-from attn.channel import channel_attention
-from models.core.init import scheme
-from models.layers.linear import DType, Linear, project_qkv
+from attn import Grid, channel_attention
+from models.attention.mechanism import Declaration, Entry, ProjectedMechanism, check_divides, emit_qkv
+from models.core.call import Call
+from models.layers.linear import DType
 
 VERSIONS = (1, 2)
 
 
-class ChannelAttention(nnx.Module):
+class ChannelAttention(ProjectedMechanism):
     """Softmax attention between the channels of each group (section 3.3), projections as in `DenseAttention`.
 
     Args:
@@ -22,9 +22,19 @@ class ChannelAttention(nnx.Module):
         and keys, which the published weights depend on. 2, Florence-2's (arXiv:2311.06242): the scale is
         `tokens ** -0.5`, and the parts are queries, keys and values.
       dropout: on probabilities.
+      implementation: see `attn.channel_attention`.
 
-    Hook sites are those of `attn.channel.channel_attention`.
+    Queries, keys, values and heads are `[B, N, G, D]` at their sites, maps `[B, G, D, D]` of channels for channels.
     """
+
+    declaration = Declaration(
+        summary="attention between the channels of a group, over all places",
+        paper="arXiv:2204.03645",
+        operator="channel_attention",
+        cost="4 N C^2 + 2 N C^2 / H",
+        prefix=True,
+        axes=(1, 2, 3),
+    )
 
     def __init__(
         self,
@@ -35,45 +45,43 @@ class ChannelAttention(nnx.Module):
         qkv_bias: bool = True,
         proj_bias: bool = True,
         dropout: float = 0.0,
+        implementation: str | None = None,
         init: str = "timm",
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} groups")
+        check_divides(width, heads)
         if version not in VERSIONS:
             raise ValueError(f"version={version!r} of channel attention; allowed: {', '.join(map(str, VERSIONS))}")
-        self.heads, self.version, self.dropout = heads, version, dropout
-        start = scheme(init)
-        split = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
-        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **split)
-        self.proj = Linear(width, width, use_bias=proj_bias, kernel_init=start.linear, split="in", **split)
+        self.version, self.dropout, self.implementation = version, dropout, implementation
+        shared: dict[str, Any] = {"init": init, "dtype": dtype, "rngs": rngs}
+        self.make_inputs(width, heads, width // heads, qkv_bias=qkv_bias, **shared)
+        self.make_output(width, width, proj_bias=proj_bias, **shared)
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        context: Array | None = None,
-        mask: Array | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N C"]:
-        """New tokens; prefix tokens count like places.
-
-        Raises:
-          ValueError: a context or a mask: no token attends to another.
-        """
-        if context is not None or mask is not None:
-            raise ValueError("channel attention has neither a context nor a mask: channels attend, tokens do not")
-        parts = project_qkv(self.qkv, x, None, self.heads)
-        if self.version == 1:
-            (v, q, k), scale = parts, None
-        else:
-            (q, k, v), scale = parts, x.shape[1] ** -0.5
-        heads = channel_attention(
-            q, k, v, scale=scale, dropout=self.dropout if train else 0.0, key=key, hook=hook, layer=layer
+    def attend(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
+        """New tokens; prefix tokens count like places."""
+        parts = self.inputs(x)
+        v, q, k = parts if self.version == 1 else (parts[2], *parts[:2])
+        q, k, v = emit_qkv(call, q, k, v)
+        found = channel_attention(
+            q,
+            k,
+            v,
+            scale=None if self.version == 1 else x.shape[1] ** -0.5,
+            edit=call.edit("batch heads queries keys"),
+            return_lse=call.wants("lse"),
+            implementation=self.implementation,
+            **self.noise(call),
         )
-        return self.proj(heads.reshape(x.shape))
+        if call.wants("lse"):
+            found, lse = found
+            call.emit("lse", lse, "batch dim heads")
+        return self.output(call.emit("heads", found, "batch tokens heads dim"))
+
+    def cost(self, grid: Grid) -> int:
+        """The formula of the declaration."""
+        width = self.proj.kernel.shape[0]
+        return self.projections(grid.tokens, grid.tokens) + 2 * grid.tokens * width**2 // self.heads
+
+
+MECHANISMS = (Entry("channel", ChannelAttention, ChannelAttention.declaration),)

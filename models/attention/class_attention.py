@@ -2,17 +2,34 @@
 
 from typing import Any
 
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook, dense_attention
+from attn import Grid, dense_attention
+from models.attention.mechanism import Declaration, Mechanism, attended, check_divides
+from models.core.call import Call
 from models.core.init import scheme
+from models.core.tap import TokenIndex
 from models.layers.linear import DType, Linear
 
 
-class ClassAttention(nnx.Module):
-    """Softmax attention of the first token to all tokens. Hook sites are those of `dense_attention`, with one query."""
+class ClassAttention(Mechanism):
+    """Softmax attention of the first token to all tokens; gives what is new for it, `[B, 1, C]`. No name of its own: it
+    is what a block of class attention (`models/hosts/class_block.py`) is made of.
+    """
+
+    declaration = Declaration(
+        summary="softmax attention of the class token to all tokens",
+        paper="arXiv:2103.17239",
+        operator="dense_attention",
+        cost="2 N C^2 + 2 C^2 + 2 N C",
+        prefix=True,
+        masks=("boolean", "lengths"),
+        axes=(1, 2, 3),
+        shape="heads",
+    )
 
     def __init__(
         self,
@@ -25,41 +42,29 @@ class ClassAttention(nnx.Module):
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        check_divides(width, heads)
         self.heads, self.dropout = heads, dropout
         start = scheme(init)
-        shared = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
+        shared: dict[str, Any] = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
         self.q = Linear(width, width, use_bias=qkv_bias, kernel_init=start.linear, split="out", **shared)
         self.kv = Linear(width, 2 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **shared)
         self.proj = Linear(width, width, kernel_init=start.linear, split="in", **shared)
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        context: Array | None = None,
-        mask: Bool[Array, "#B #H 1 N"] | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B 1 C"]:
-        """What is new for the class token. ValueError for a context: the tokens themselves are that."""
-        if context is not None:
-            raise ValueError("class attention has no context besides the tokens of the map")
-        batch, _, width = x.shape
+    def attend(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B 1 C"]:
+        """What is new for the class token."""
+        batch, count, width = x.shape
         q = self.q(x[:, :1]).reshape(batch, 1, self.heads, -1)
         fused = checkpoint_name(self.kv.parts(x, 2, self.heads), "attention_qkv")
-        heads = dense_attention(
-            q,
-            fused[:, :, 0],
-            fused[:, :, 1],
-            mask=mask,
-            dropout=self.dropout if train else 0.0,
-            key=key,
-            hook=hook,
-            layer=layer,
-        )
+
+        def attend(q: Array, k: Array, v: Array, **options: Any) -> Any:
+            dropout = self.dropout if call.train else 0.0
+            return dense_attention(q, k, v, mask=call.mask, dropout=dropout, key=call.key, **options)
+
+        index = TokenIndex(np.zeros(1, int), np.arange(count), (call.grid, call.grid))
+        heads = attended(call, attend, q, fused[:, :, 0], fused[:, :, 1], index=index)
         return self.proj(heads.reshape(batch, 1, width))
+
+    def cost(self, grid: Grid) -> int:
+        """The formula of the declaration."""
+        width = self.proj.kernel.shape[0]
+        return self.q.kernel.size + self.proj.kernel.size + grid.tokens * (self.kv.kernel.size + 2 * width)

@@ -3,22 +3,33 @@
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook
+from attn import Grid
+from attn.core.arguments import check_counts
+from models.attention.mechanism import Declaration, Entry, Mechanism
+from models.core.call import Call
 from models.core.init import scheme
 from models.layers.conv import Conv
 from models.layers.linear import DType, Linear
 
 
-class ConvolutionMixer(nnx.Module):
+class ConvolutionMixer(Mechanism):
     """A linear layer, a depthwise convolution and a linear layer; no attention at all (BiFormer's `topk=0`).
 
-    `heads` are accepted, as by every mechanism, and do nothing. There are no hook sites.
+    `heads` are accepted, as by every mechanism, and do nothing.
 
     Args:
       size: side of the depthwise kernel.
     """
+
+    declaration = Declaration(
+        summary="a depthwise convolution between two linear layers, no attention",
+        paper="arXiv:2303.08810",
+        operator="",
+        cost="2 N C^2 + 25 N C",
+        sites=(),
+    )
 
     def __init__(
         self,
@@ -31,32 +42,21 @@ class ConvolutionMixer(nnx.Module):
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
+        check_counts(1, size=size)
         start = scheme(init)
-        shared = {"dtype": dtype, "rngs": rngs}
+        shared: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.fc1 = Linear(width, width, use_bias=proj_bias, kernel_init=start.linear, split="out", **shared)
         self.conv = Conv(width, width, size=size, groups=width, kernel_init=start.patch, **shared)
         self.fc2 = Linear(width, width, use_bias=proj_bias, kernel_init=start.linear, split="in", **shared)
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        context: Array | None = None,
-        mask: Array | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N C"]:
-        """ValueError for prefix tokens and for a grid of other than two axes. The rest of the arguments do nothing."""
-        _check_map(grid)
+    def attend(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
+        """New tokens."""
         y = self.fc1(x)
-        return self.fc2(self.conv(y.reshape(y.shape[0], *grid.shape, -1)).reshape(y.shape))
+        return self.fc2(self.conv(y.reshape(y.shape[0], *call.grid.shape, -1)).reshape(y.shape))
+
+    def cost(self, grid: Grid) -> int:
+        """The formula of the declaration."""
+        return grid.places * (self.fc1.kernel.size + self.fc2.kernel.size + self.conv.kernel.size)
 
 
-def _check_map(grid: Grid) -> None:
-    if grid.prefix or len(grid.shape) != 2:
-        raise ValueError(
-            f"a convolution needs a map of two axes without prefix tokens; given {grid.shape} and {grid.prefix} of them"
-        )
+MECHANISMS = (Entry("convolution", ConvolutionMixer, ConvolutionMixer.declaration),)

@@ -4,26 +4,53 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook, dense_attention
+from attn import Grid, dense_attention
 from attn.common.relative import relative_position_bias, resample_relative_bias
+from models.attention.cache import extended
+from models.attention.mechanism import (
+    Declaration,
+    Entry,
+    ProjectedMechanism,
+    attended,
+    check_divides,
+    token_index,
+)
 from models.core import sharding
-from models.core.init import scheme
-from models.layers.linear import DType, Linear, project_qkv
-from models.layers.norm import LayerNorm
+from models.core.call import Call
+from models.layers.linear import DType
 from models.layers.position import relative_bias_table
+from models.layers.rotary import rotated
 
 
-class DenseAttention(nnx.Module):
+class DenseAttention(ProjectedMechanism):
     """Multi-head softmax attention over all tokens, projections fused as `[q, k, v]` (arXiv:2010.11929).
+
+    Queries and keys are turned by `call.positions` where there are some (`models/layers/rotary.py`). With a
+    `call.state`, keys and values of earlier tokens (`models/attention/cache.py`), those of this call are put behind
+    them, and the result is `(tokens, new state)`.
 
     Args:
       relative_bias: (rows, columns) of the grid that a learned bias of each head by relative position is for, as in
         Swin (arXiv:2103.14030, eq. 4) and ViT-rpb (arXiv:2209.15001); None for no bias. On another grid
         its table is resampled. Prefix tokens have none.
       scale: of the logits; `head width ** -0.5` unless given.
+      memory_width: channels of a memory; with it queries and keys have projections of their own.
+      dropout: on probabilities.
+      implementation: see `attn.dense_attention`.
     """
+
+    declaration = Declaration(
+        summary="softmax attention between all tokens",
+        paper="arXiv:1706.03762",
+        operator="dense_attention",
+        cost="4 N C^2 + 2 N^2 C",
+        prefix=True,
+        memory=True,
+        masks=("boolean", "lengths", "causal", "window"),
+        axes=(1, 2, 3),
+    )
 
     def __init__(
         self,
@@ -36,61 +63,59 @@ class DenseAttention(nnx.Module):
         scale_norm: bool = False,
         relative_bias: tuple[int, int] | None = None,
         scale: float | None = None,
+        memory_width: int | None = None,
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
+        implementation: str | None = None,
         init: str = "timm",
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
-        self.heads, self.dropout, self.scale = heads, dropout, scale
-        start = scheme(init)
-        split = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
-        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **split)
-        self.q_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
-        self.k_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
+        check_divides(width, heads)
+        self.dropout, self.scale, self.implementation = dropout, scale, implementation
+        shared: dict[str, Any] = {"norm_eps": norm_eps, "init": init, "dtype": dtype, "rngs": rngs}
+        inputs = {"qkv_bias": qkv_bias, "qk_norm": qk_norm, "memory_width": memory_width, **shared}
+        self.make_inputs(width, heads, width // heads, **inputs)
         self.relative_bias = (
             None if relative_bias is None else relative_bias_table(heads, [2 * n - 1 for n in relative_bias], rngs)
         )
-        self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if scale_norm else None
-        self.proj = Linear(width, width, use_bias=proj_bias, kernel_init=start.linear, split="in", **split)
+        self.make_output(width, width, proj_bias=proj_bias, scale_norm=scale_norm, **shared)
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        context: Float[Array, "B M C"] | None = None,
-        mask: Bool[Array, "#B #H #N M"] | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N C"]:
-        """Tokens attend to each other, or to `context` where it is given.
+    def attend(self, x: Float[Array, "B N C"], call: Call) -> Any:
+        """Tokens attend to each other, or to a memory; a relative bias does not go with one."""
+        q, k, v = self.inputs(x, call.memory)
+        if call.positions is not None:
+            q, k = rotated(q, call.positions), rotated(k, call.positions)
+        state, mask = None, call.mask
+        if call.state is not None:
+            k, v, mask, state = extended(call.state, k, v, mask)
+        bias = self._bias(call)
+        index = token_index(call.grid, k.shape[1]) if call.wants("logits", "probs") else None
 
-        `grid` matters to a relative bias only, which does not go with a context.
-        """
-        q, k, v = project_qkv(self.qkv, x, context, self.heads)
-        q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
-        dropout = self.dropout if train else 0.0
-        bias = self._bias(grid, context)
-        heads = dense_attention(
-            q, k, v, mask=mask, bias=bias, scale=self.scale, dropout=dropout, key=key, hook=hook, layer=layer
-        )
-        heads = heads.reshape(x.shape)
-        return self.proj(heads if self.norm is None else self.norm(heads))
+        def attend(q: Array, k: Array, v: Array, **options: Any) -> Any:
+            own = {"scale": self.scale, "implementation": self.implementation, **self.noise(call)}
+            return dense_attention(q, k, v, mask=mask, bias=bias, **own, **options)
 
-    def _bias(self, grid: Grid, context: Array | None) -> Float[Array, "1 H N N"] | None:
+        y = self.output(attended(call, attend, q, k, v, index=index))
+        return y if state is None else (y, state)
+
+    def _bias(self, call: Call) -> Float[Array, "1 H N N"] | None:
         if self.relative_bias is None:
             return None
-        if context is not None:
-            raise ValueError("a relative position bias has no meaning for a context: its tokens have no places")
+        if call.memory is not None:
+            raise ValueError("a relative position bias has no meaning for a memory: its tokens have no places")
+        grid = call.grid
         table = sharding.gathered(self.relative_bias, jnp.float32)
         extents = [2 * n - 1 for n in grid.shape]
         if list(table.shape[1:]) != extents:
             table = jnp.asarray(resample_relative_bias(table, extents))
         bias = relative_position_bias(table, grid.shape)
         return jnp.pad(bias, ((0, 0), (grid.prefix, 0), (grid.prefix, 0)))[None]
+
+    def cost(self, grid: Grid) -> int:
+        """The formula of the declaration."""
+        count = grid.tokens
+        return self.projections(count, count) + 2 * count**2 * self.proj.kernel.shape[0]
+
+
+MECHANISMS = (Entry("dense", DenseAttention, DenseAttention.declaration),)

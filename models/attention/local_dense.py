@@ -3,19 +3,21 @@
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook, dense_attention
-from models.attention.convolution import _check_map
+from attn import Grid, dense_attention
+from attn.core.arguments import check_counts
+from models.attention.mechanism import Declaration, Entry, ProjectedMechanism, attended, check_divides, token_index
+from models.core.call import Call
 from models.core.errors import unknown_name
 from models.core.init import scheme
 from models.layers.conv import Conv
-from models.layers.linear import DType, Linear, project_qkv
+from models.layers.linear import DType
 
 LOCAL_OF = ("input", "values")
 
 
-class LocalDenseAttention(nnx.Module):
+class LocalDenseAttention(ProjectedMechanism):
     """Softmax attention over all tokens, plus a depthwise convolution, then the output projection.
 
     Args:
@@ -23,9 +25,18 @@ class LocalDenseAttention(nnx.Module):
       local_of: what it convolves: the `"input"` of the module, as in the last stage of the published models, or the
         `"values"`, as in the paper.
       scale: of the logits; `head width ** -0.5` unless given.
+      dropout: on probabilities.
+      implementation: see `attn.dense_attention`.
 
-    Hook sites are those of `DenseAttention`.
+    It takes no masks: the convolution sees neighbours that a mask would hide.
     """
+
+    declaration = Declaration(
+        summary="softmax attention between all tokens, beside a depthwise convolution",
+        paper="arXiv:2303.08810",
+        operator="dense_attention",
+        cost="4 N C^2 + 2 N^2 C + 25 N C",
+    )
 
     def __init__(
         self,
@@ -38,47 +49,46 @@ class LocalDenseAttention(nnx.Module):
         qkv_bias: bool = True,
         proj_bias: bool = True,
         dropout: float = 0.0,
+        implementation: str | None = None,
         init: str = "timm",
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        check_divides(width, heads)
+        check_counts(0, local=local)
         if local_of not in LOCAL_OF:
             raise ValueError(unknown_name("local_of", local_of, LOCAL_OF))
-        self.heads, self.scale, self.dropout, self.local_of = heads, scale, dropout, local_of
-        start = scheme(init)
-        split = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
-        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **split)
+        self.scale, self.dropout, self.local_of, self.implementation = scale, dropout, local_of, implementation
+        shared: dict[str, Any] = {"init": init, "dtype": dtype, "rngs": rngs}
+        self.make_inputs(width, heads, width // heads, qkv_bias=qkv_bias, **shared)
+        kernel_init = scheme(init).patch
         self.local = (
-            Conv(width, width, size=local, groups=width, kernel_init=start.patch, dtype=dtype, rngs=rngs)
-            if local > 0
+            Conv(width, width, size=local, groups=width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+            if local
             else None
         )
-        self.proj = Linear(width, width, use_bias=proj_bias, kernel_init=start.linear, split="in", **split)
+        self.make_output(width, width, proj_bias=proj_bias, **shared)
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        context: Array | None = None,
-        mask: Bool[Array, "#B #H #N N"] | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N C"]:
-        """ValueError for a context, for prefix tokens, and for a grid of other than two axes: none has neighbours."""
-        if context is not None:
-            raise ValueError("dense attention beside a convolution has no context, whose tokens have no neighbours")
-        _check_map(grid)
-        q, k, v = project_qkv(self.qkv, x, None, self.heads)
-        dropout = self.dropout if train else 0.0
-        heads = dense_attention(
-            q, k, v, mask=mask, scale=self.scale, dropout=dropout, key=key, hook=hook, layer=layer
-        ).reshape(x.shape)
+    def attend(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
+        """New tokens."""
+        q, k, v = self.inputs(x)
+
+        def attend(q: Array, k: Array, v: Array, **options: Any) -> Any:
+            own = {"scale": self.scale, "implementation": self.implementation, **self.noise(call)}
+            return dense_attention(q, k, v, **own, **options)
+
+        index = token_index(call.grid) if call.wants("logits", "probs") else None
+        heads = attended(call, attend, q, k, v, index=index).reshape(x.shape)
         if self.local is not None:
             near = x if self.local_of == "input" else v
-            heads = heads + self.local(near.reshape(x.shape[0], *grid.shape, -1)).reshape(x.shape)
-        return self.proj(heads)
+            heads = heads + self.local(near.reshape(x.shape[0], *call.grid.shape, -1)).reshape(x.shape)
+        return self.output(heads)
+
+    def cost(self, grid: Grid) -> int:
+        """The formula of the declaration."""
+        count = grid.tokens
+        local = 0 if self.local is None else self.local.kernel.size * count
+        return self.projections(count, count) + 2 * count**2 * self.proj.kernel.shape[0] + local
+
+
+MECHANISMS = (Entry("local_dense", LocalDenseAttention, LocalDenseAttention.declaration),)

@@ -4,25 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook, dense_attention, neighborhood_attention
-from attn.common.relative import relative_position_bias
+from attn import Grid, token_neighborhood_attention
 from kernels.neighborhood.pattern import make_pattern, per_axis
+from models.attention.mechanism import Declaration, Entry, ProjectedMechanism, attended, check_divides, token_index
 from models.core import sharding
-from models.core.init import scheme
-from models.core.tap import sees_probabilities
-from models.layers.linear import DType, Linear, project_qkv
-from models.layers.norm import LayerNorm
+from models.core.call import Call
+from models.layers.linear import DType
 from models.layers.pad import cropped, padded
 from models.layers.position import relative_bias_table
 
 PerAxis = int | Sequence[int]
 
 
-class NeighborhoodAttention(nnx.Module):
+class NeighborhoodAttention(ProjectedMechanism):
     """Softmax attention of each place of the grid to the places of its window; projections as in `DenseAttention`.
 
     Prefix tokens (class, registers) are seen by every place, and see everything. A map smaller than window times
@@ -34,14 +31,22 @@ class NeighborhoodAttention(nnx.Module):
       dilation, stride, is_causal: see `attn.neighborhood_attention`.
       relative_bias: a learned bias of each head by relative position, `[H, 2 window - 1, ...]`.
       scale: of the logits; `head width ** -0.5` unless given.
-      dropout: on probabilities; in training it takes the path below.
+      dropout: on probabilities; in training it takes the path that has all pairs.
       implementation: see `attn.neighborhood_attention`.
 
-    Hook sites are those of `DenseAttention`, over the tokens of the padded map. `"logits"` and `"probs"` `[B, H, N, N]`
-    exist on a path that masks dense attention: a hook takes it, unless it says by an attribute `sites` that it looks
-    at neither (`models/core/tap.py`). Then the fused path runs, and there is `"lse"` `[B, *S, H]` besides, from which
-    `attn.common.probabilities` gives the maps of chosen queries.
+    Sites are over the tokens of the padded map; `"logits"` and `"probs"` `[B, H, N, N]` are over all pairs of them.
+    From `"lse"`, `attn.neighborhood_maps` gives the maps of chosen queries.
     """
+
+    declaration = Declaration(
+        summary="softmax attention of every place of the grid to the window around it",
+        paper="arXiv:2204.07143, arXiv:2209.15001",
+        operator="neighborhood_attention",
+        cost="4 N C^2 + 2 N w^2 C for windows of w places a side",
+        prefix=True,
+        masks=("boolean", "lengths", "causal", "window"),
+        axes=(1, 2, 3),
+    )
 
     def __init__(
         self,
@@ -60,122 +65,90 @@ class NeighborhoodAttention(nnx.Module):
         scale_norm: bool = False,
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
-        init: str = "timm",
         implementation: str | None = None,
+        init: str = "timm",
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        check_divides(width, heads)
         rank = 2 if isinstance(window, int) else len(window)
         self.window = per_axis("window", window, rank, 1)
         self.dilation = per_axis("dilation", dilation, rank, 1)
         self.stride = per_axis("stride", stride, rank, 1)
         self.is_causal = per_axis("is_causal", is_causal, rank, None)
-        self.heads, self.scale, self.dropout, self.implementation = heads, scale, dropout, implementation
-        start = scheme(init)
-        split = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
-        self.qkv = Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **split)
-        self.q_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
-        self.k_norm = LayerNorm(width // heads, eps=norm_eps, dtype=dtype) if qk_norm else None
+        # A pattern that is not legal on any map is said now.
+        reach = tuple(size * apart for size, apart in zip(self.window, self.dilation, strict=True))
+        make_pattern(reach, self.window, stride=self.stride, dilation=self.dilation, is_causal=self.is_causal)
+        self.scale, self.dropout, self.implementation = scale, dropout, implementation
+        shared: dict[str, Any] = {"norm_eps": norm_eps, "init": init, "dtype": dtype, "rngs": rngs}
+        self.make_inputs(width, heads, width // heads, qkv_bias=qkv_bias, qk_norm=qk_norm, **shared)
         extents = [2 * size - 1 for size in self.window]
         self.relative_bias = relative_bias_table(heads, extents, rngs) if relative_bias else None
-        self.norm = LayerNorm(width, eps=norm_eps, dtype=dtype) if scale_norm else None
-        self.proj = Linear(width, width, use_bias=proj_bias, kernel_init=start.linear, split="in", **split)
+        self.make_output(width, width, proj_bias=proj_bias, scale_norm=scale_norm, **shared)
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        context: Array | None = None,
-        mask: Bool[Array, "#B #H #N N"] | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N C"]:
-        """A `mask` takes pairs away from the windows, on the path that masks dense attention.
+    def refuse_map(self, grid: Grid) -> str | None:
+        """A map of another number of axes than the window."""
+        if len(grid.shape) != len(self.window):
+            return f"a window of {self.window} does not fit a map of {tuple(grid.shape)}: give one entry per axis"
+        return None
+
+    def attend(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
+        """A mask takes pairs away from the windows, on the path that has all pairs.
 
         Raises:
-          ValueError: a context, whose tokens have no neighborhood; a mask for a map that has to be padded; a map of
-            another number of axes than the window.
+          ValueError: a mask for a map that has to be padded.
         """
-        if context is not None:
-            raise ValueError("neighborhood attention has no context: its tokens would be nobody's neighbors")
-        if len(grid.shape) != len(self.window):
-            raise ValueError(f"a window of {self.window} does not fit a map of {grid.shape}: give one entry per axis")
-        reach = [window * dilation for window, dilation in zip(self.window, self.dilation, strict=True)]
-        larger = Grid(tuple(map(max, grid.shape, reach)), grid.prefix)
-        if mask is not None and larger != grid:
+        grid = call.grid
+        larger = self._larger(grid)
+        if call.mask is not None and larger != grid:
             raise ValueError(f"a mask over a map of {grid.shape}, which is padded to {larger.shape}, is not defined")
+        bias = None if self.relative_bias is None else sharding.gathered(self.relative_bias, jnp.float32)
 
-        q, k, v = project_qkv(self.qkv, padded(x, grid, larger), None, self.heads)
-        q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
-        edit = (lambda site, value: hook(site, value, layer)) if hook else (lambda site, value: value)
-        dropout = self.dropout if train else 0.0
-        if mask is not None or dropout or sees_probabilities(hook):
-            allowed, bias = self._as_mask(larger, mask)
-            heads = dense_attention(
-                q, k, v, mask=allowed, bias=bias, scale=self.scale, dropout=dropout, key=key, hook=hook, layer=layer
+        def attend(q: Array, k: Array, v: Array, **options: Any) -> Any:
+            return token_neighborhood_attention(
+                q,
+                k,
+                v,
+                grid=larger,
+                window=self.window,
+                stride=self.stride,
+                dilation=self.dilation,
+                is_causal=self.is_causal,
+                scale=self.scale,
+                bias=bias,
+                mask=call.mask,
+                implementation=self.implementation,
+                **self.noise(call),
+                **options,
             )
-        else:
-            heads, lse = self._fused(edit("q", q), edit("k", k), edit("v", v), larger, with_lse=hook is not None)
-            if lse is not None:
-                edit("lse", lse)
-            heads = edit("heads", heads)
-        heads = cropped(heads.reshape(*heads.shape[:2], -1), larger, grid)
-        return self.proj(heads if self.norm is None else self.norm(heads))
 
-    def _fused(self, q: Array, k: Array, v: Array, grid: Grid, *, with_lse: bool) -> tuple[Array, Array | None]:
-        """`[B, N, H, D]` by the fused operator for the map and dense attention for the few prefix queries, and the
-        logsumexp of the map if it is asked for."""
-        batch, prefix = q.shape[0], grid.prefix
-        maps = [tokens[:, prefix:].reshape(batch, *grid.shape, *tokens.shape[2:]) for tokens in (q, k, v)]
-        found = neighborhood_attention(
-            *maps,
-            window=self.window,
-            stride=self.stride,
-            dilation=self.dilation,
-            is_causal=self.is_causal,
-            scale=self.scale,
-            bias=self._bias(),
-            extra_keys=k[:, :prefix] if prefix else None,
-            extra_values=v[:, :prefix] if prefix else None,
-            return_lse=with_lse,
-            implementation=self.implementation,
-        )
-        out, lse = found if with_lse else (found, None)
-        heads = out.reshape(batch, grid.places, *out.shape[-2:])
-        if prefix:
-            heads = jnp.concatenate([dense_attention(q[:, :prefix], k, v, scale=self.scale), heads], axis=1)
-        return heads, lse
+        index = token_index(larger) if call.wants("logits", "probs") else None
+        heads = attended(call, attend, *self.inputs(padded(x, grid, larger)), index=index, whole=larger.tokens)
+        return self.output(cropped(heads.reshape(*heads.shape[:2], -1), larger, grid))
 
-    def _as_mask(self, grid: Grid, mask: Array | None) -> tuple[Array, Array | None]:
-        """The pattern as mask and bias of dense attention."""
+    def _larger(self, grid: Grid) -> Grid:
+        reach = [window * dilation for window, dilation in zip(self.window, self.dilation, strict=True)]
+        return Grid(tuple(map(max, grid.shape, reach)), grid.prefix)
+
+    def cost(self, grid: Grid) -> int:
+        """The formula of the declaration, of the padded map; prefix tokens see everything and are seen by all."""
+        larger = self._larger(grid)
         pattern = make_pattern(
-            grid.shape, self.window, stride=self.stride, dilation=self.dilation, is_causal=self.is_causal
+            larger.shape, self.window, stride=self.stride, dilation=self.dilation, is_causal=self.is_causal
         )
-        prefix = ((grid.prefix, 0), (grid.prefix, 0))
-        allowed = jnp.asarray(np.pad(pattern.mask(), prefix, constant_values=True))[None, None]
-        allowed = allowed if mask is None else mask & allowed
-        if (table := self._bias()) is None:
-            return allowed, None
-        # The table on members of dilation groups, as one on places: what lies outside the window is masked.
-        spread = _spread(table, grid.shape, self.window, self.dilation)
-        return allowed, jnp.pad(relative_position_bias(spread, grid.shape), ((0, 0), *prefix))[None]
-
-    def _bias(self) -> Float[Array, "H *R"] | None:
-        return None if self.relative_bias is None else sharding.gathered(self.relative_bias, jnp.float32)
+        keys = 1
+        for axis in pattern.axes:
+            keys *= axis.window
+        pairs = larger.places * (keys + grid.prefix) + grid.prefix * larger.tokens
+        inputs = self.qkv.kernel.size * larger.tokens + self.proj.kernel.size * grid.tokens
+        return inputs + 2 * pairs * self.proj.kernel.shape[0]
 
 
-def _spread(
-    table: Float[Array, "H *R"], shape: Sequence[int], window: Sequence[int], dilation: Sequence[int]
-) -> Float[Array, "H *R2"]:
-    """A table over members of dilation groups as one over places; what no pair in a window has is anything."""
-    for axis, (n, w, d) in enumerate(zip(shape, window, dilation, strict=True), start=1):
-        displacement = np.arange(1 - n, n)
-        member = np.clip(displacement // d + w - 1, 0, 2 * w - 2)
-        table = jnp.take(table, member, axis=axis)
-    return table
+MECHANISMS = (
+    Entry(
+        "neighborhood",
+        NeighborhoodAttention,
+        NeighborhoodAttention.declaration,
+        for_grid=lambda grid: {"window": (7,) * len(grid.shape)},
+    ),
+)

@@ -1,26 +1,31 @@
 """Attention within windows of a map as a module, for Swin (arXiv:2103.14030), DaViT and MaxViT."""
 
+import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook
-from attn.window import window_attention
+from attn import Grid, window_attention
+from attn.common.windows import to_windows
 from kernels.neighborhood.pattern import per_axis
+from models.attention.mechanism import WINDOWS, Declaration, Entry, ProjectedMechanism, attended, check_divides
 from models.core import sharding
-from models.core.init import scheme
-from models.layers.linear import DType, Linear, project_qkv
-from models.layers.norm import LayerNorm
+from models.core.call import Call
+from models.core.tap import TokenIndex
+from models.layers.linear import DType
 from models.layers.pad import cropped, padded
 from models.layers.position import relative_bias_table
 
 PerAxis = int | Sequence[int]
 
 
-class WindowAttention(nnx.Module):
+class WindowAttention(ProjectedMechanism):
     """Softmax attention among the places of each window; projections as in `DenseAttention`.
 
     A map that the windows do not divide is padded with zeros on the right and at the bottom before the projections,
@@ -37,14 +42,18 @@ class WindowAttention(nnx.Module):
       head_width: channels of a head; `width / heads` unless given.
       padding: False makes a map that the windows do not divide an error.
       dropout: on probabilities.
-      implementation: see `attn.window.window_attention`.
+      implementation: see `attn.window_attention`.
 
-    Hook sites are those of `DenseAttention`. There a window is an example, `[B * windows, N, H, D]`: all windows of the
-    first example, then those of the next.
+    Maps are `[B, windows, H, N, N]`, windows of the shifted, padded map in row-major order; other sites are over its
+    tokens.
     """
 
-    definition = "windows"
-    """The implementation that multiplies what is needed and nothing else (`models/core/summary.py`)."""
+    declaration = Declaration(
+        summary="softmax attention within windows of the map",
+        paper="arXiv:2103.14030",
+        operator="window_attention",
+        cost="4 N C^2 + 2 N w^2 C for windows of w places a side",
+    )
 
     def __init__(
         self,
@@ -69,82 +78,65 @@ class WindowAttention(nnx.Module):
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        if head_width is None and width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        if head_width is None:
+            check_divides(width, heads)
         rows, columns = per_axis("window", window, 2, 1)
         self.window: tuple[int, int] = (rows, columns)
         self.shift = _shift(shift, self.window, grid)
         self.grid, self.padding = grid, padding
-        self.heads, self.scale, self.dropout, self.implementation = heads, scale, dropout, implementation
+        self.scale, self.dropout, self.implementation = scale, dropout, implementation
         head_width = width // heads if head_width is None else head_width
-        inside = heads * head_width
-        start = scheme(init)
-        split = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
-        self.qkv = Linear(width, 3 * inside, use_bias=qkv_bias, kernel_init=start.qkv, split="parts", **split)
-        self.q_norm = LayerNorm(head_width, eps=norm_eps, dtype=dtype) if qk_norm else None
-        self.k_norm = LayerNorm(head_width, eps=norm_eps, dtype=dtype) if qk_norm else None
+        shared: dict[str, Any] = {"norm_eps": norm_eps, "init": init, "dtype": dtype, "rngs": rngs}
+        self.make_inputs(width, heads, head_width, qkv_bias=qkv_bias, qk_norm=qk_norm, **shared)
         extents = (2 * rows - 1, 2 * columns - 1)
         self.relative_bias = relative_bias_table(heads, extents, rngs) if relative_bias else None
-        self.norm = LayerNorm(inside, eps=norm_eps, dtype=dtype) if scale_norm else None
-        self.proj = Linear(inside, width, use_bias=proj_bias, kernel_init=start.linear, split="in", **split)
+        self.make_output(heads * head_width, width, proj_bias=proj_bias, scale_norm=scale_norm, **shared)
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        context: Array | None = None,
-        mask: Array | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N C"]:
-        """New tokens.
+    def refuse_map(self, grid: Grid) -> str | None:
+        """A map that the windows do not divide, without padding."""
+        if not self.padding and any(side % size for side, size in zip(grid.shape, self.window, strict=True)):
+            return f"windows of {self.window} do not divide a map of {tuple(grid.shape)}; padding=True fills it up"
+        return None
 
-        Raises:
-          ValueError: a context or prefix tokens, which have no place in a window; a mask; a map of other than two axes;
-            a map that the windows do not divide, without `padding`.
-        """
-        if context is not None:
-            raise ValueError("window attention has no context: its tokens would be in no window")
-        if mask is not None:
-            raise ValueError("window attention takes no mask: it is over all pairs of tokens, most of which never meet")
-        if grid.prefix:
-            raise ValueError(
-                f"window attention has no place for {grid.prefix} prefix tokens (class token, registers): use average "
-                "pooling and no registers"
-            )
-        if len(grid.shape) != 2:
-            raise ValueError(f"a window of {self.window} does not fit a map of {grid.shape}: it needs two axes")
-        larger = Grid(self._divisible(grid.shape))
-
-        x = self._enlarged(x, grid, larger)
-        q, k, v = project_qkv(self.qkv, x, None, self.heads)
-        q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
+    def attend(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
+        """New tokens."""
+        grid, larger = call.grid, self._larger(call.grid)
         bias = None if self.relative_bias is None else sharding.gathered(self.relative_bias, jnp.float32)
-        heads = window_attention(
-            *(tokens.reshape(tokens.shape[0], *larger.shape, *tokens.shape[2:]) for tokens in (q, k, v)),
-            window=self.window,
-            grid=self.grid,
-            shift=self.shift,
-            bias=bias,
-            scale=self.scale,
-            dropout=self.dropout if train else 0.0,
-            key=key,
-            hook=hook,
-            layer=layer,
-            implementation=self.implementation,
-        )
-        heads = self._reduced(heads.reshape(heads.shape[0], larger.places, -1), larger, grid)
-        return self.proj(heads if self.norm is None else self.norm(heads))
 
-    def _divisible(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Sides of the map that the windows divide."""
-        if not self.padding:
-            return shape
-        return tuple(-(-side // size) * size for side, size in zip(shape, self.window, strict=True))
+        def attend(q: Array, k: Array, v: Array, **options: Any) -> Any:
+            q, k, v = (tokens.reshape(tokens.shape[0], *larger.shape, *tokens.shape[2:]) for tokens in (q, k, v))
+            found = window_attention(
+                q,
+                k,
+                v,
+                window=self.window,
+                grid=self.grid,
+                shift=self.shift,
+                bias=bias,
+                scale=self.scale,
+                implementation=self.implementation,
+                **self.noise(call),
+                **options,
+            )
+            parts = [x.reshape(x.shape[0], larger.places, *x.shape[3:]) for x in _several(found)]
+            return tuple(parts) if options["return_lse"] else parts[0]
+
+        index = self._index(larger) if call.wants("logits", "probs") else None
+        inputs = self.inputs(self._enlarged(x, grid, larger))
+        heads = attended(call, attend, *inputs, axes=WINDOWS, index=index, whole=larger.places)
+        return self.output(self._reduced(heads.reshape(*heads.shape[:2], -1), larger, grid))
+
+    def _index(self, grid: Grid) -> TokenIndex:
+        places = np.arange(grid.places).reshape(1, *grid.shape, 1)
+        rolled = np.roll(places, (-self.shift[0], -self.shift[1]), (1, 2))
+        with jax.ensure_compile_time_eval():
+            windows = np.asarray(to_windows(jnp.asarray(rolled), self.window, grid=self.grid))[..., 0]
+        return TokenIndex(windows, windows, (grid, grid))
+
+    def _larger(self, grid: Grid) -> Grid:
+        """The map that the windows divide."""
+        sides = (-(-side // size) * size for side, size in zip(grid.shape, self.window, strict=True))
+        return Grid(tuple(sides)) if self.padding else grid
 
     def _enlarged(self, x: Float[Array, "B N C"], grid: Grid, larger: Grid) -> Float[Array, "B M C"]:
         """The padded map. The operator rolls what it is given: zeros go where they are last after that."""
@@ -164,6 +156,16 @@ class WindowAttention(nnx.Module):
         down, right = self.shift
         return jnp.roll(x.reshape(x.shape[0], *grid.shape, -1), (sign * down, sign * right), (1, 2)).reshape(x.shape)
 
+    def cost(self, grid: Grid) -> int:
+        """The formula of the declaration, of the padded map."""
+        larger = self._larger(grid)
+        inputs = self.qkv.kernel.size * larger.places + self.proj.kernel.size * grid.places
+        return inputs + 2 * larger.places * self.window[0] * self.window[1] * self.proj.kernel.shape[0]
+
+
+def _several(found: Any) -> tuple[Any, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
 
 def _shift(shift: PerAxis | str, window: tuple[int, int], grid: bool) -> tuple[int, int]:
     """Rows and columns of a shift. ValueError for one of a window or more, and for a shifted grid."""
@@ -176,3 +178,20 @@ def _shift(shift: PerAxis | str, window: tuple[int, int], grid: bool) -> tuple[i
     if grid and (down or right):
         raise ValueError(f"shift={shift!r}: a grid cannot be shifted; allowed: 0")
     return down, right
+
+
+_SHIFTED = "softmax attention within windows that begin half a window later than the map"
+_GRID = "softmax attention within grids of places spread over the map"
+MECHANISMS = (
+    Entry("window", WindowAttention, WindowAttention.declaration),
+    Entry(
+        "shifted_window",
+        partial(WindowAttention, shift="half"),
+        dataclasses.replace(WindowAttention.declaration, summary=_SHIFTED),
+    ),
+    Entry(
+        "grid",
+        partial(WindowAttention, grid=True),
+        dataclasses.replace(WindowAttention.declaration, summary=_GRID, paper="arXiv:2204.01697"),
+    ),
+)

@@ -1,26 +1,27 @@
-"""Models by name: a table of variants per model class."""
+"""Models by name: a table of variants for each class of models."""
+
+from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 
-from models.core.errors import keyword_options, unknown_name
+from models.core.errors import unknown_name
 from models.core.state import merge, split
 
-_VARIANTS: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any]]] = {}
+_VARIANTS: dict[str, tuple[type[nnx.Module], dict[str, Any]]] = {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origin:
     """How `create` made a model. It is part of no computation, so models that differ in nothing else are equal."""
 
-    build: Callable[..., nnx.Module]
-    arguments: Mapping[str, Any]
+    model: type[nnx.Module]
+    options: Any
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Origin)
@@ -29,12 +30,24 @@ class Origin:
         return hash(Origin)
 
 
-def register(build: Callable[..., nnx.Module], variants: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make `variants` (name -> keyword arguments of `build`) known to `create`. ValueError for a name that is taken."""
+def register(model: Any, variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes variants known to `create`.
+
+    Args:
+      model: a class with `Options`, a dataclass, that is made as `model(options, rngs=...)`.
+      variants: name -> what is said to `Options`.
+
+    Raises:
+      ValueError: a name is taken, or the class is no such class.
+    """
+    if variants and not dataclasses.is_dataclass(getattr(model, "Options", None)):
+        raise ValueError(
+            f"{getattr(model, '__name__', model)} has no Options: a dataclass that says what it is made of"
+        )
     for name, arguments in variants.items():
         if name in _VARIANTS:
             raise ValueError(f"model name {name!r} is already registered")
-        _VARIANTS[name] = (build, dict(arguments))
+        _VARIANTS[name] = (model, dict(arguments))
 
 
 def names(pattern: str = "*") -> list[str]:
@@ -43,58 +56,67 @@ def names(pattern: str = "*") -> list[str]:
 
 
 def variant(name: str) -> dict[str, Any]:
-    """Keyword arguments behind a name, as a copy. ValueError listing the nearest names if there is none."""
+    """Options behind a name, as a copy. ValueError listing the nearest names if there is none."""
     return dict(_lookup(name)[1])
 
 
-def image_size(name: str) -> int:
-    """Side in pixels of the images that a variant is made for. ValueError as for `variant`."""
-    build, arguments = _lookup(name)
-    # The signature of an NNX class is that of its metaclass.
-    default = inspect.signature(inspect.getattr_static(build, "__init__")).parameters["image_size"].default
-    return arguments.get("image_size", default)
+def options_of_model(name: str) -> dict[str, Any]:
+    """All options of a variant with their values. ValueError as for `variant`."""
+    model, arguments = _lookup(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(model.Options)}  # type: ignore[attr-defined]
+    return defaults | arguments
 
 
-def create(
-    name: str,
-    *,
-    rngs: nnx.Rngs,
-    num_classes: int = 1000,
-    image_size: int | tuple[int, int] | None = None,
-    dtype: Any = None,
-    **overrides: Any,
-) -> nnx.Module:
+def image_size(name: str) -> Any:
+    """Side in pixels, or (height, width), that a variant is made for. ValueError as for `variant`, and for a model that
+    takes no images.
+    """
+    options = options_of_model(name)
+    if "image_size" not in options:
+        raise ValueError(f"model {name!r} has no image_size")
+    return options["image_size"]
+
+
+def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
     """The named model with fresh parameters.
 
     Args:
-      image_size: in pixels, one side or (height, width); None for the variant's own.
-      dtype: of the computation; parameters are float32.
-      overrides: any other option of the model class.
+      options: of the class of the model, in place of what the variant says; None for `image_size` is the variant's own.
 
-    ValueError, listing the nearest, for an unknown name or option. Under `nnx.eval_shape` nothing is allocated.
+    Raises:
+      ValueError: there is no such model or option (the line lists the nearest), an option has a value that it cannot
+        have, or nothing in this model takes it.
+
+    Under `nnx.eval_shape` nothing is allocated.
     """
-    build, arguments = _lookup(name)
-    allowed = keyword_options(build)
-    for option in overrides:
-        if option not in allowed:
-            raise ValueError(unknown_name(f"option of model {name!r}", option, allowed))
-    if image_size is not None:
-        overrides["image_size"] = image_size
-    return _made(Origin(build, {**arguments, "num_classes": num_classes, "dtype": dtype, **overrides}), rngs)
+    model, arguments = _lookup(name)
+    known = options_of_model(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown_name(f"option of model {name!r}", option, sorted(known)))
+    given = {option: value for option, value in options.items() if not (option == "image_size" and value is None)}
+    made = model.Options(**{**arguments, **given})  # type: ignore[attr-defined]
+    for option, reason in getattr(made, "unused", dict)().items():
+        if option in given and given[option] != known[option]:
+            raise ValueError(f"{option}={given[option]!r} of model {name!r}: {reason}")
+    return _made(Origin(model, made), rngs)
 
 
-def reset_classifier(model: nnx.Module, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Module:
+def reset_classifier(model: nnx.Module, num_classes: int, *, rngs: nnx.Rngs) -> Any:
     """A model for other classes: with a new classifier (every head of it), and else the same arrays as `model` has.
 
     Args:
       model: one that `create` or this function made; it is not changed.
       num_classes: 0 for no classifier; the model then returns pooled features.
 
-    ValueError for a model made in another way: it does not say what its classifier is made of.
+    Raises:
+      ValueError: a model made in another way: it does not say what its classifier is made of. One without classes.
     """
     origin = getattr(model, "origin", None)
     if origin is None:
         raise ValueError(f"this {type(model).__name__} was not made by models.create: make one for the classes instead")
+    if not hasattr(origin.options, "num_classes"):
+        raise ValueError(f"a {type(model).__name__} has no classes")
 
     def shapes(classes: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         return split(nnx.eval_shape(lambda: _made(_for_classes(origin, classes), nnx.Rngs(0))))
@@ -115,17 +137,18 @@ def reset_classifier(model: nnx.Module, num_classes: int, *, rngs: nnx.Rngs) -> 
     return merge(graph, {**own, **classifier}, {name: own_state[name] for name in state})
 
 
-def _made(origin: Origin, rngs: nnx.Rngs) -> nnx.Module:
-    model = origin.build(**origin.arguments, rngs=rngs)
-    model.origin = origin  # type: ignore[attr-defined]
+def _made(origin: Origin, rngs: nnx.Rngs) -> Any:
+    build: Callable[..., Any] = origin.model
+    model = build(origin.options, rngs=rngs)
+    model.origin = origin
     return model
 
 
 def _for_classes(origin: Origin, num_classes: int) -> Origin:
-    return Origin(origin.build, {**origin.arguments, "num_classes": num_classes})
+    return Origin(origin.model, dataclasses.replace(origin.options, num_classes=num_classes))
 
 
-def _lookup(name: str) -> tuple[Callable[..., nnx.Module], dict[str, Any]]:
+def _lookup(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
     if name not in _VARIANTS:
-        raise ValueError(unknown_name("model", name, names()))
+        raise ValueError(unknown_name("model", str(name), names()))
     return _VARIANTS[name]

@@ -87,7 +87,8 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     What the ambient mesh does not have, or cannot divide an axis by, is left out.
     """
     ways = _ways()
-    if not ways:
+    # What is no part of a program (weights that a `shard_map` closes over) lies where it lies.
+    if not ways or not isinstance(x, jax.core.Tracer):
         return x
 
     def possible(entry: Any, size: int) -> Any:
@@ -111,9 +112,10 @@ def tensor_ways() -> int:
     return _ways().get(TENSOR, 1)
 
 
-def gathered(variable: nnx.Variable, dtype: Any) -> jax.Array:
+def gathered(variable: nnx.Variable, dtype: Any) -> Any:
     """A parameter as it is computed with: in `dtype`, whole over `fsdp`, split over `tensor` as it is stored.
 
+    An array of JAX, or of NumPy where a model is exported with its parameters.
     The conversion comes before the gather, which so moves 16-bit numbers in a 16-bit computation. Its gradient is
     brought to the stored form at once: a reduce-scatter, not an all-reduce of the whole.
     """
@@ -142,7 +144,11 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def product(
-    x: jax.Array, kernel: nnx.Variable, dtype: Any, arrange: Callable[[jax.Array], jax.Array] = lambda kernel: kernel
+    x: jax.Array,
+    kernel: nnx.Variable,
+    dtype: Any,
+    arrange: Callable[[jax.Array], jax.Array] = lambda kernel: kernel,
+    result: Any = None,
 ) -> jax.Array:
     """`x` times a gathered kernel, over the last axis of x and the first of the kernel.
 
@@ -150,17 +156,38 @@ def product(
     device.
 
     Args:
+      dtype: of the factors, and of the gradient where it meets them.
       arrange: brings the gathered kernel into the form to multiply with.
+      result: a wider dtype, in which the products are summed and returned; `dtype` unless given.
     """
     ways = _ways()
 
     def multiply(x: jax.Array, stored: jax.Array) -> jax.Array:
         whole = _gathered(stored, jnp.dtype(dtype), spec) if ways else stored.astype(dtype)
-        return jnp.tensordot(x.astype(dtype), arrange(whole), 1)
+        x, whole = x.astype(dtype), arrange(whole)
+        return _times(x, whole) if result is None or result == dtype else _times_wide(result, x, whole)
 
     value = kernel[...]
     spec = parameter_spec(value.shape, kernel.get_metadata().get("tensor_split"), ways)
     return (_from_inputs if "fsdp" in spec else _plainly)(multiply, x, value)
+
+
+def _times(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.tensordot(x, kernel, 1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _times_wide(result: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The product in a wider dtype than its factors have."""
+    return jnp.tensordot(x, kernel, 1, preferred_element_type=result)
+
+
+@_times_wide.defjvp
+def _times_wide_jvp(result: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # JAX's own rule would multiply the wide gradient with the narrow factors, which is a product of float32 numbers.
+    (x, kernel), (d_x, d_kernel) = primals, tangents
+    tangent = _times(d_x, kernel) + _times(x, d_kernel)
+    return _times_wide(result, x, kernel), tangent.astype(result)
 
 
 def _plainly(function: Callable, *arguments: jax.Array) -> jax.Array:
@@ -191,6 +218,11 @@ def _padded(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:
 
 
 def _ways() -> dict[str, int]:
-    """Sizes of the ambient mesh's axes; empty without a mesh, or with one device."""
+    """Sizes of the ambient mesh's axes; empty without a mesh, or with one device. Axes that a `shard_map` around has
+    taken are not there: inside of it every array is a device's own part.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return dict(mesh.shape) if not mesh.empty and mesh.size > 1 else {}
+    if mesh.empty or mesh.size == 1:
+        return {}
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in axes if kind == jax.sharding.AxisType.Auto}

@@ -3,10 +3,13 @@
 A stack repeats a group of blocks, which may be unlike each other: with the group (window, grid) and depth 4 the layers
 are window, grid, window, grid; the last repetition may be incomplete. Scanned, every member of the group holds one leaf
 for all of its layers, so compile time does not grow with depth. Unrolled, every layer is a module of its own. Both draw
-the same initial numbers and the same random numbers, and their parameters differ only by `models.core.stack` and
+the same initial numbers and the same random numbers, and their parameters differ only by `models.stack` and
 `models.unstack`.
 """
 
+from __future__ import annotations
+
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +19,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from attn import Grid, Hook
+from models.core.call import Call
+from models.core.draw import concrete, placed
 from models.core.remat import rematerialized
+from models.core.watch import Frame
 
 MakeBlock = Callable[[nnx.Rngs], nnx.Module]
 Leaves = dict[tuple[Any, ...], Any]
@@ -26,13 +31,13 @@ Leaves = dict[tuple[Any, ...], Any]
 class Stack(nnx.Module):
     """`depth` layers, layer i made by `makers[i % len(makers)]`.
 
-    A block is called as `block(x, grid, *, context, mask, hook, layer, train, key, **per_layer)` and returns the new x,
-    of the same shape and dtype. Children are named by layer (`"3"`) or, scanned, by the slice of layers they hold
-    (`"[0::1]"`), so parameter names need no translation.
+    A block is called as `block(x, call)` and returns the new x, of the same shape and dtype, or with state
+    `(x, new state)`. Children are named by layer (`"3"`) or, scanned, by the slice of layers they hold (`"[0::1]"`), so
+    parameter names need no translation.
 
     Args:
-      name: of the stack in its model, for errors and summaries.
-      first: number in its model of the stack's first layer, from which blocks and hooks count.
+      name: of the stack in its model: for taps, errors and summaries.
+      first: number in its model of the stack's first layer, from which blocks and taps count.
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class Stack(nnx.Module):
         scan: bool = True,
         remat: str = "none",
     ):
+        if not makers:
+            raise ValueError(f"{name}: a group of no blocks makes no stack")
         if depth < len(makers):
             raise ValueError(f"{name}: depth {depth} is less than the {len(makers)} blocks of a group")
         self.name, self.depth, self.group, self.scan, self.remat = name, depth, len(makers), scan, remat
@@ -53,69 +60,53 @@ class Stack(nnx.Module):
         base = rngs.params()
         for member, make in enumerate(makers):
             layers = range(member, depth, self.group)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(base, jnp.asarray(layers))
-            definition, leaves = _initialize(make, keys)
+            definition, made = _initialize(make, base, layers, scan)
             if scan:
-                setattr(self, self._slice(member), _merge(definition, leaves))
+                setattr(self, self._slice(member), _merge(definition, made))
                 continue
-            for index, layer in enumerate(layers):
-                setattr(self, str(layer), _merge(definition, {path: leaf[index] for path, leaf in leaves.items()}))
+            for layer, leaves in zip(layers, made, strict=True):
+                setattr(self, str(layer), _merge(definition, leaves))
 
     def _slice(self, member: int) -> str:
         return f"[{member}::{self.group}]"
 
+    @property
+    def blocks(self) -> list[Any]:
+        """The modules that hold the layers: one a layer, or scanned one a member of the group."""
+        names = map(self._slice, range(self.group)) if self.scan else map(str, range(self.depth))
+        return [getattr(self, name) for name in names]
+
     def __call__(
         self,
-        x: Array,
-        grid: Grid,
+        x: Any,
+        call: Call,
         *,
-        per_layer: Mapping[str, Any] | None = None,
-        context: Array | None = None,
-        mask: Array | None = None,
-        hook: Hook | None = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
+        drop_path: Sequence[float] | Array | np.ndarray | None = None,
         layers: Sequence[int] = (),
-        sites: Sequence[str] = (),
-    ) -> tuple[Array, dict[str, Array]]:
-        """`(x, intermediates)` after all layers.
+    ) -> tuple[Any, dict[str, Array]]:
+        """`(x, outputs of chosen layers)` after all layers; with state in the call `((x, new state), outputs)`.
 
         Args:
           x: an array, or a pytree of arrays, that every layer maps to the same shapes and dtypes.
-          per_layer: keyword arguments of the blocks with a leading axis `depth`, such as drop-path rates.
-          key: layer i receives `fold_in(key, i)`.
-          hook: is given the layer's number in the model, which is traced when the stack is scanned.
-          layers: whose outputs to return, as `"3"`; numbers within the stack, negative ones count from the end.
-          sites: hook sites of these layers to return as well, as `"3.probs"`; a site reached again within a layer gets
-            a number (`"3.probs.1"`). Memory is that of the chosen layers, not of all.
+          call: of the model. Layer i gets its number, its path, and `fold_in(key, i)`. `call.state` is that of all
+            layers, a pytree whose arrays have a leading axis `depth`.
+          drop_path: rates by layer.
+          layers: whose outputs to return, as `"3"`; numbers within the stack, negative ones count from the end. Memory
+            is that of the chosen layers, not of all.
 
         State that is not a parameter (batch statistics) is updated in place, as everywhere in NNX.
         """
         chosen = self._chosen(layers)
-        values = {name: jnp.asarray(value) for name, value in (per_layer or {}).items()}
-
-        def layer_function(definition: nnx.GraphDef, sites: Sequence[str], inside_scan: bool) -> Callable:
-            def run(x: Any, leaves: Leaves, layer: Any, arguments: dict[str, Any]):
-                block = _merge(definition, leaves)
-                records: dict[str, Array] = {}
-                x = block(
-                    x,
-                    grid,
-                    context=context,
-                    mask=mask,
-                    hook=recording(hook, sites, records) if sites else hook,
-                    layer=layer + self.first,
-                    train=train,
-                    key=None if key is None else jax.random.fold_in(key, layer),
-                    **arguments,
-                )
-                return x, records, _changed_state(block, leaves)
-
-            return rematerialized(run, self.remat, inside_scan=inside_scan)
-
-        if self.scan:
-            return self._scanned(x, layer_function, values, chosen, sites)
-        return self._unrolled(x, layer_function, values, chosen, sites)
+        own: dict[str, Any] = {}
+        if drop_path is not None:
+            own["drop_path"] = jnp.asarray(drop_path, jnp.float32)
+        if call.state is not None:
+            own["state"] = call.state
+        self._flush(call)
+        run = self._scanned if self.scan else self._unrolled
+        with_name = call.replace(path=f"{call.path}.{self.name}" if call.path else self.name, state=None)
+        x, state, found = run(x, with_name, own, chosen)
+        return (x if call.state is None else (x, state)), found
 
     def _chosen(self, layers: Sequence[int]) -> list[int]:
         for layer in layers:
@@ -123,100 +114,173 @@ class Stack(nnx.Module):
                 raise ValueError(f"{self.name}: no layer {layer}, there are {self.depth}")
         return sorted({layer % self.depth for layer in layers})
 
-    def _unrolled(self, x, layer_function, values, chosen, sites):
-        intermediates: dict[str, Array] = {}
+    def _layer(
+        self, definition: nnx.GraphDef, call: Call, span: tuple[int, ...], inside_scan: bool
+    ) -> Callable[[Any, Leaves, Any, Mapping[str, Any]], _Result]:
+        """A layer as a function of its input, leaves, number and what is its own."""
+
+        def run(x: Any, leaves: Leaves, layer: Any, own: Mapping[str, Any]) -> _Result:
+            block = _merge(definition, leaves)
+            mine = call.replace(
+                layer=layer + self.first,
+                span=tuple(number + self.first for number in span),
+                key=None if call.key is None else jax.random.fold_in(call.key, layer),
+                **own,
+            )
+            found = block(x, mine)
+            x, state = found if "state" in own else (found, None)
+            frame = {} if call.tap is None else call.tap.framed()
+            return _Result(x, state, frame, _changed_state(block, leaves))
+
+        return rematerialized(run, self.remat, inside_scan=inside_scan)
+
+    @staticmethod
+    def _flush(call: Call) -> None:
+        """What was recorded before the stack belongs to no layer of it."""
+        if call.tap is not None:
+            call.tap.keep(call.tap.framed(), int(call.layer))
+
+    def _keep(self, call: Call, frame: Frame, layer: int) -> None:
+        if call.tap is not None:
+            call.tap.keep(frame, layer + self.first)
+
+    def _unrolled(self, x: Any, call: Call, own: dict[str, Any], chosen: list[int]) -> tuple[Any, Any, dict[str, Any]]:
+        outputs: dict[str, Any] = {}
+        states = []
         for layer in range(self.depth):
             block = getattr(self, str(layer))
             definition, leaves = _split(block)
-            run = layer_function(definition, sites if layer in chosen else (), False)
             with jax.named_scope(f"{self.name}.{layer}"):
-                x, records, state = run(x, leaves, layer, {name: value[layer] for name, value in values.items()})
-            _update(block, state)
+                run = self._layer(definition, call, (layer,), False)
+                result = run(x, leaves, layer, jax.tree.map(lambda rows, layer=layer: rows[layer], own))
+            x = result.x
+            states.append(result.state)
+            _update(block, result.variables)
+            self._keep(call, result.frame, layer)
             if layer in chosen:
-                intermediates |= _by_layer(layer, x, records)
-        return x, intermediates
+                outputs[str(layer)] = x
+        state = jax.tree.map(lambda *rows: jnp.stack(rows), *states) if "state" in own else None
+        return x, state, outputs
 
-    def _scanned(self, x, layer_function, values, chosen, sites):
-        blocks = [getattr(self, self._slice(member)) for member in range(self.group)]
+    def _scanned(self, x: Any, call: Call, own: dict[str, Any], chosen: list[int]) -> tuple[Any, Any, dict[str, Any]]:
+        blocks = self.blocks
         halves = [_split(block) for block in blocks]
         repeats, rest = divmod(self.depth, self.group)
         whole = repeats * self.group
+        spans = [tuple(range(member, whole, self.group)) for member in range(self.group)]
+        kept = [self._kept(call, span) for span in spans]
         # Which row of a member's buffer a repetition fills; -1 for the layers nobody asked for.
-        wanted = [
-            [layer for layer in chosen if layer < whole and layer % self.group == member]
-            for member in range(self.group)
-        ]
-        slots = np.full((repeats, self.group), -1, np.int32)
-        for member, layers in enumerate(wanted):
-            slots[[layer // self.group for layer in layers], member] = np.arange(len(layers))
-        runs = [
-            layer_function(definition, sites if layers else (), True)
-            for (definition, _), layers in zip(halves, wanted, strict=True)
-        ]
+        wanted = [[layer for layer in span if layer in chosen] for span in spans]
+        slots, recorded = (_slots(rows, repeats, self.group) for rows in (wanted, kept))
+        runs = [self._layer(halves[member][0], call, spans[member], True) for member in range(self.group)]
 
-        def repeat(carry, inputs):
+        def repeat(carry: Any, inputs: Any) -> Any:
             x, buffers = carry
-            number, leaves, arguments, slot = inputs
-            buffers, states = list(buffers), []
+            number, leaves, arguments, slot, record = inputs
+            buffers, states, variables = list(buffers), [], []
             for member, run in enumerate(runs):
                 with jax.named_scope(f"{self.name}.{self._slice(member)}"):
                     layer = number * self.group + member
-                    x, records, state = run(x, leaves[member], layer, {k: v[member] for k, v in arguments.items()})
-                states.append(state)
-                if wanted[member]:
-                    buffers[member] = _store(buffers[member], (x, records), slot[member])
-            return (x, buffers), states
+                    result = run(x, leaves[member], layer, jax.tree.map(lambda rows, m=member: rows[m], arguments))
+                x = result.x
+                states.append(result.state)
+                variables.append(result.variables)
+                output, frame = buffers[member]
+                buffers[member] = (
+                    _store(output, x, slot[member]) if wanted[member] else output,
+                    _store(frame, result.frame, record[member]) if kept[member] else frame,
+                )
+            return (x, buffers), (states, variables)
 
         leaves = [leaves for _, leaves in halves]
         for member in range(rest):
             with jax.named_scope(f"{self.name}.{self._slice(member)}"):
                 leaves[member] = {path: leaf[:repeats] for path, leaf in leaves[member].items()}
-        arguments = {
-            name: value[:whole].reshape(repeats, self.group, *value.shape[1:]) for name, value in values.items()
-        }
-        inputs = (jnp.arange(repeats), leaves, arguments, jnp.asarray(slots))
-        buffers = self._buffers(runs, wanted, x, inputs)
-        (x, buffers), states = jax.lax.scan(repeat, (x, buffers), inputs)
+        arguments = jax.tree.map(lambda rows: rows[:whole].reshape(repeats, self.group, *rows.shape[1:]), own)
+        inputs = (jnp.arange(repeats), leaves, arguments, jnp.asarray(slots), jnp.asarray(recorded))
+        buffers = self._buffers(runs, wanted, kept, x, inputs)
+        (x, buffers), (states, variables) = jax.lax.scan(repeat, (x, buffers), inputs)
 
-        intermediates: dict[str, Array] = {}
-        for layers, buffer in zip(wanted, buffers, strict=True):
-            for row, layer in enumerate(layers):
-                output, records = jax.tree.map(lambda rows, row=row: rows[row], buffer)
-                intermediates |= _by_layer(layer, output, records)
+        outputs: dict[str, Any] = {}
+        for member, (output, frame) in enumerate(buffers):
+            for row, layer in enumerate(wanted[member]):
+                outputs[str(layer)] = jax.tree.map(lambda rows, row=row: rows[row], output)
+            for row, layer in enumerate(kept[member]):
+                self._keep(call, {key: rows[row] for key, rows in frame.items()}, layer)
 
         # What is left of an incomplete repetition, one layer after the other.
+        last_states = []
         for member, layer in enumerate(range(whole, self.depth)):
             definition, stacked = halves[member]
-            run = layer_function(definition, sites if layer in chosen else (), False)
             last = {path: leaf[repeats] for path, leaf in stacked.items()}
             with jax.named_scope(f"{self.name}.{self._slice(member)}"):
-                x, records, state = run(x, last, layer, {name: value[layer] for name, value in values.items()})
-            states[member] = {path: jnp.append(states[member][path], new[None], 0) for path, new in state.items()}
+                run = self._layer(definition, call, (layer,), False)
+                result = run(x, last, layer, jax.tree.map(lambda rows, layer=layer: rows[layer], own))
+            x = result.x
+            last_states.append(result.state)
+            variables[member] = {
+                path: jnp.append(variables[member][path], new[None], 0) for path, new in result.variables.items()
+            }
+            self._keep(call, result.frame, layer)
             if layer in chosen:
-                intermediates |= _by_layer(layer, x, records)
+                outputs[str(layer)] = x
 
-        for block, state in zip(blocks, states, strict=True):
-            _update(block, state)
-        return x, intermediates
+        for block, new in zip(blocks, variables, strict=True):
+            _update(block, new)
+        state = self._interleaved(states, last_states) if "state" in own else None
+        return x, state, {name: outputs[name] for name in sorted(outputs, key=int)}
+
+    def _kept(self, call: Call, span: tuple[int, ...]) -> list[int]:
+        """Layers of a member that some tap records."""
+        if call.tap is None:
+            return []
+        records = [one for one in call.tap.taps if getattr(one, "is_record", False)]
+        return [
+            layer for layer in span if any(one.layers is None or layer + self.first in one.layers for one in records)
+        ]
 
     @staticmethod
-    def _buffers(runs, wanted, x, inputs) -> list[Any]:
+    def _interleaved(states: Sequence[Any], rest: Sequence[Any]) -> Any:
+        """States of all layers in order, from those of each member by repetition and those of what is left."""
+
+        def joined(*parts: Array) -> Array:
+            members = parts[: len(states)]
+            rows = jnp.stack(members, 1).reshape(-1, *members[0].shape[1:])
+            return jnp.concatenate([rows, *(part[None] for part in parts[len(states) :])])
+
+        return jax.tree.map(joined, *states, *rest)
+
+    @staticmethod
+    def _buffers(runs: Any, wanted: Any, kept: Any, x: Any, inputs: Any) -> list[Any]:
         """Zeros for the chosen layers of each member, shaped by an abstract call of one layer."""
         buffers: list[Any] = []
-        for member, (run, layers) in enumerate(zip(runs, wanted, strict=True)):
-            if not layers:
-                buffers.append(())
+        first = jax.tree.map(lambda leaf: leaf[0], inputs[:3])
+        for member, run in enumerate(runs):
+            if not wanted[member] and not kept[member]:
+                buffers.append(((), ()))
                 continue
-            first = jax.tree.map(lambda leaf: leaf[0], inputs)
 
-            def one_layer(x, first, run=run, member=member):
-                number, leaves, arguments, _ = first
-                return run(x, leaves[member], number, {name: value[member] for name, value in arguments.items()})[:2]
+            def one_layer(x: Any, first: Any, run: Any = run, member: int = member) -> tuple[Any, Any]:
+                number, leaves, arguments = first
+                mine = jax.tree.map(lambda leaf, member=member: leaf[member], arguments)
+                result = run(x, leaves[member], number, mine)
+                return result.x, result.frame
 
             shapes = jax.eval_shape(one_layer, x, first)
-            rows = len(layers)
-            buffers.append(jax.tree.map(lambda s, rows=rows: jnp.zeros((rows, *s.shape), s.dtype), shapes))
+            both = (wanted[member], kept[member])
+            buffers.append(tuple(_zeros(shape, len(layers)) for shape, layers in zip(shapes, both, strict=True)))
         return buffers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """Of one layer: the new x, its state, what taps recorded, and variables that were written."""
+
+    x: Any
+    state: Any
+    frame: Frame
+    variables: Leaves
 
 
 def shortest_cycle(layers: Sequence[Any]) -> tuple[Any, ...]:
@@ -230,36 +294,60 @@ def shortest_cycle(layers: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(layers[: next(periods, 0)])
 
 
-def run_alone(
-    block: nnx.Module, x: Any, *, remat: str, hook: Hook | None, sites: Sequence[str] = (), **arguments: Any
-) -> tuple[Any, dict[str, Array]]:
-    """`(block(x, hook=hook, **arguments), values of the hook sites)` of a block outside of any stack, rematerialized as
-    those in one are; its state is updated in place.
+def run_alone(block: nnx.Module, x: Any, call: Call, *, remat: str) -> Any:
+    """`block(x, call)` of a block outside of any stack, rematerialized as those in one are; its state is updated in
+    place, and what taps recorded is kept.
     """
     definition, leaves = _split(block)
+    if call.tap is not None:
+        call.tap.keep(call.tap.framed(), int(call.layer))
 
-    def run(x: Any, leaves: Leaves):
+    def run(x: Any, leaves: Leaves) -> tuple[Any, Any, Any]:
         copy = _merge(definition, leaves)
-        records: dict[str, Array] = {}
-        y = copy(x, hook=recording(hook, sites, records) if sites else hook, **arguments)
-        return y, records, _changed_state(copy, leaves)
+        y = copy(x, call)
+        return y, ({} if call.tap is None else call.tap.framed()), _changed_state(copy, leaves)
 
-    x, records, state = rematerialized(run, remat, inside_scan=False)(x, leaves)
-    _update(block, state)
-    return x, records
+    x, frame, variables = rematerialized(run, remat, inside_scan=False)(x, leaves)
+    _update(block, variables)
+    if call.tap is not None:
+        call.tap.keep(frame, int(call.layer))
+    return x
 
 
-def _initialize(make: MakeBlock, keys: PRNGKeyArray) -> tuple[nnx.GraphDef, Leaves]:
-    """Blocks for all keys at once: their common definition, and leaves with a leading layer axis."""
+def _initialize(make: MakeBlock, base: PRNGKeyArray, layers: Sequence[int], scan: bool) -> tuple[nnx.GraphDef, Any]:
+    """Blocks of these layers, layer i from the key `fold_in(base, i)`: their common definition, and leaves with a
+    leading layer axis, or without `scan` a list of each layer's.
+    """
     definitions = []
 
-    def initial(key):
+    def initial(key: PRNGKeyArray) -> Leaves:
         definition, leaves = _split(make(nnx.Rngs(key)))
         definitions.append(definition)
         return leaves
 
-    leaves = jax.vmap(initial)(keys)
-    return definitions[0], leaves
+    if concrete(base):
+        # Outside of a transformation, vmap would compile every operation for every shape and number of layers.
+        each = [initial(jax.random.fold_in(base, layer)) for layer in layers]
+        if not scan:
+            return definitions[0], each
+        return definitions[0], {
+            path: jax.tree.map(_stacked, *(own.pop(path) for own in each)) for path in list(each[0])
+        }
+    leaves = jax.vmap(initial)(jax.vmap(jax.random.fold_in, (None, 0))(base, jnp.asarray(layers)))
+    if scan:
+        return definitions[0], leaves
+    rows = range(len(layers))
+    return definitions[0], [
+        {path: jax.tree.map(lambda leaf, row=row: leaf[row], leaf) for path, leaf in leaves.items()} for row in rows
+    ]
+
+
+def _stacked(*values: Any) -> Array:
+    def usual(value: Any) -> bool:
+        special = not isinstance(value, jax.Array) or jnp.issubdtype(value.dtype, jax.dtypes.extended)
+        return not special and not value.committed
+
+    return placed(np.stack(jax.device_get(values))) if all(map(usual, values)) else jnp.stack(values)
 
 
 def _split(block: nnx.Module) -> tuple[nnx.GraphDef, Leaves]:
@@ -282,20 +370,16 @@ def _update(block: nnx.Module, state: Any) -> None:
         nnx.update(block, nnx.from_flat_state(state))
 
 
-def recording(hook: Hook | None, sites: Sequence[str], records: dict[str, Array]) -> Hook:
-    """A hook that does what `hook` does and puts the values of `sites` into `records`."""
+def _slots(wanted: Sequence[Sequence[int]], repeats: int, group: int) -> np.ndarray:
+    slots = np.full((repeats, group), -1, np.int32)
+    for member, layers in enumerate(wanted):
+        slots[[layer // group for layer in layers], member] = np.arange(len(layers))
+    return slots
 
-    def record(site: str, value: Array, layer: Any) -> Array:
-        value = value if hook is None else hook(site, value, layer)
-        if site in sites:
-            again = sum(name.split(".")[0] == site for name in records)
-            records[f"{site}.{again}" if again else site] = value
-        return value
 
-    looked_at = () if hook is None else getattr(hook, "sites", None)
-    if looked_at is not None:
-        record.sites = {*sites, *looked_at}  # type: ignore[attr-defined]
-    return record
+def _zeros(shapes: Any, rows: int) -> Any:
+    """A buffer of so many rows for every leaf; none for none."""
+    return jax.tree.map(lambda shape: jnp.zeros((rows, *shape.shape), shape.dtype), shapes) if rows else ()
 
 
 def _store(buffer: Any, value: Any, slot: Array) -> Any:
@@ -307,7 +391,3 @@ def _store(buffer: Any, value: Any, slot: Array) -> Any:
         return jax.lax.dynamic_update_index_in_dim(rows, jnp.where(slot >= 0, new, kept), row, 0)
 
     return jax.tree.map(store, buffer, value)
-
-
-def _by_layer(layer: int, output: Any, records: dict[str, Array]) -> dict[str, Any]:
-    return {str(layer): output} | {f"{layer}.{site}": value for site, value in records.items()}

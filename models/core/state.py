@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,6 +19,7 @@ Flat = dict[str, Any]  # of JAX or NumPy arrays, or of their shapes
 Path = tuple[Any, ...]
 
 _SLICE = re.compile(r"\[(\d+)::(\d+)\]")
+_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9]\d*)(?![^.])")  # an entry of a dotted name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,23 +90,38 @@ def unstack(flat: Mapping[str, Any]) -> Flat:
     return result
 
 
+def unrolled(flat: Mapping[str, Any]) -> Flat:
+    """Like `unstack`, but without the numbers of scanned leaves: shapes by layer for these; other entries pass
+    through."""
+    result: Flat = {}
+    for name, value in flat.items():
+        names = unrolled_names(name, *value.shape[:1] or (0,))
+        layer = value if names == [name] else jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+        result |= dict.fromkeys(names, layer)
+    return result
+
+
 def stack(flat: Mapping[str, Any], like: Iterable[str]) -> Flat:
     """Inverse of `unstack`: entries named as in `like`, layers stacked where a name there is a slice.
 
-    KeyError if an entry is missing, or is named by nothing in `like`.
+    All leaves of a scanned stack (`blocks.[0::1].a`, `blocks.[0::1].b`) have the layers of one depth: as many as the
+    arrays of `like`, where it is a mapping to arrays, else up to the last one in `flat`.
+
+    KeyError if an entry is missing, a layer of one leaf among them, or is named by nothing in `like`.
     """
+    names = list(like)
+    depths = _depths(flat, names, like if isinstance(like, Mapping) else {})
     result: Flat = {}
     used: set[str] = set()
-    for name in like:
+    for name in names:
         if _SLICE.search(name) is None:
             members = [name]
             if name not in flat:
                 raise KeyError(f"stack: no entry {name}{_nearest(name, flat)}")
             result[name] = flat[name]
         else:
-            members = _present_layers(name, flat)
-            values = [flat[member] for member in members]
-            result[name] = _stack_arrays(values)
+            members = _layers(name, depths, flat)
+            result[name] = _stack_arrays([flat[member] for member in members])
         used.update(members)
     left = [name for name in flat if name not in used]
     if left:
@@ -112,12 +129,42 @@ def stack(flat: Mapping[str, Any], like: Iterable[str]) -> Flat:
     return result
 
 
-def _present_layers(name: str, flat: Mapping[str, Any]) -> list[str]:
-    members: list[str] = []
-    while (following := unrolled_names(name, len(members) + 1)[-1]) in flat:
-        members.append(following)
-    if not members:
-        raise KeyError(f"stack: no entry {unrolled_names(name, 1)[0]}, the first layer of {name}")
+def _sliced(name: str) -> tuple[str, int, int, str]:
+    """(stack, first layer, step, name within a layer) of a scanned leaf: ("blocks.", 1, 2, ".w")."""
+    match = _SLICE.search(name)
+    assert match is not None
+    return name[: match.start()], int(match[1]), int(match[2]), name[match.end() :]
+
+
+def _depths(flat: Mapping[str, Any], names: Iterable[str], arrays: Mapping[str, Any]) -> dict[str, int]:
+    """Layers of each scanned stack."""
+    present: dict[tuple[str, str], set[int]] = {}
+    for name in flat:
+        for match in _NUMBER.finditer(name):
+            present.setdefault((name[: match.start()], name[match.end() :]), set()).add(int(match[0]))
+    depths: dict[str, int] = {}
+    for name in filter(_SLICE.search, names):
+        prefix, start, step, suffix = _sliced(name)
+        if shape := getattr(arrays.get(name), "shape", ()):
+            last = start + step * (shape[0] - 1)
+        else:
+            own = present.get((prefix, suffix), set())
+            last = max((layer for layer in own if layer >= start and (layer - start) % step == 0), default=start)
+        depths[prefix] = max(depths.get(prefix, 0), last + 1)
+    return depths
+
+
+def _layers(name: str, depths: Mapping[str, int], flat: Mapping[str, Any]) -> list[str]:
+    """Entries of a scanned leaf, in order. KeyError for one that is not there."""
+    prefix, start, step, _ = _sliced(name)
+    members = unrolled_names(name, len(range(start, depths[prefix], step)))
+    missing = [number for number, member in enumerate(members) if member not in flat]
+    if len(missing) == len(members):
+        raise KeyError(f"stack: no entry {members[0]}, the first layer of {name}")
+    if missing:
+        behind = [member for member in members[missing[0] + 1 :] if member in flat]
+        other = f"layers of {name} behind it, first {behind[0]}" if behind else f"{depths[prefix]} layers of {prefix}*"
+        raise KeyError(f"stack: no entry {members[missing[0]]}, but {other}")
     return members
 
 

@@ -8,6 +8,7 @@ XLA's own cost analysis is no use here: it counts the body of a scan once.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections import defaultdict
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
+from attn.core.lowering import STEP, expanded
 from models.core.state import merge, split, unrolled_names
 
 _LAYER = re.compile(r"^((?:[^.]+\.(?:\d+|\[\d+::\d+\])\.)*[^.]+\.(?:\d+|\[\d+::\d+\]))(?:\.|$)")
@@ -68,34 +70,42 @@ class Summary:
         return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], note])
 
 
-def summarize(model: nnx.Module, batch_shape: tuple[int, ...], *, activations: bool = True) -> Summary:
-    """Costs of `model(images)` for images of `batch_shape`, `(B, Y, X, I)`.
+def summarize(model: nnx.Module, inputs: int | tuple[int, ...], *, activations: bool = True) -> Summary:
+    """Costs of a forward pass.
 
-    The model may be abstract (made under `nnx.eval_shape`). An operator with several implementations is counted by its
-    definition, which multiplies what is needed and nothing else, whichever runs. Without `activations` their bytes are
-    0, and the model is traced once, in less than half of the time.
+    The model may be abstract (made under `nnx.eval_shape`). The multiply-adds of an operator are those of its
+    definition (`attn.core.operator.Operator`), which multiplies what is needed and nothing else, whichever
+    implementation runs.
+
+    Args:
+      inputs: a batch size, for what the model is made for (`model.inputs(batch)`); or the shape of images
+        `(B, Y, X, I)`.
+      activations: without them their bytes are 0, and the model is traced once, in less than half of the time.
     """
-    graph, params, state = split(_by_definition(model))
+    graph, params, state = split(model)
     abstract, abstract_state = (
         {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in flat.items()}
         for flat in (params, state)
     )
-    images = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
+    if isinstance(inputs, int):
+        given = model.inputs(inputs)  # type: ignore[attr-defined]
+    else:
+        given = (jax.ShapeDtypeStruct(tuple(inputs), jnp.float32),)
 
-    def forward(params, state, images):
-        return merge(graph, params, state)(images)
+    def forward(params, state, given):
+        return merge(graph, params, state)(*given)
 
-    def kept_for_backward(params, state, images):
-        return jax.tree.leaves(jax.vjp(lambda params: forward(params, state, images), params)[1])
+    def kept_for_backward(params, state, given):
+        return jax.tree.leaves(jax.vjp(lambda params: forward(params, state, given), params)[1])
 
     costs: dict[str, Cost] = defaultdict(Cost)
     for name, value in params.items():
         costs[_row(name)] += Cost(parameters=math.prod(value.shape))
-    jaxpr = jax.make_jaxpr(forward)(abstract, abstract_state, images).jaxpr
+    jaxpr = jax.make_jaxpr(forward)(abstract, abstract_state, given).jaxpr
     for scope, count in _multiply_adds(jaxpr):
         costs[_row(scope)] += Cost(multiply_adds=count)
     if activations:
-        for scope, size in _residuals(jax.make_jaxpr(kept_for_backward)(abstract, abstract_state, images).jaxpr):
+        for scope, size in _residuals(jax.make_jaxpr(kept_for_backward)(abstract, abstract_state, given).jaxpr):
             costs[_row(scope)] += Cost(activation_bytes=size)
 
     # A scanned row is the sum of its layers; how many these are, the leading axis of its parameters says.
@@ -105,16 +115,8 @@ def summarize(model: nnx.Module, batch_shape: tuple[int, ...], *, activations: b
         count = layers.get(name, 1)
         each = Cost(*(value // count for value in dataclasses.astuple(cost)))
         rows |= dict.fromkeys(unrolled_names(name, count), each)
-    return Summary({name: rows[name] for name in sorted(rows, key=_order(jaxpr))}, batch_shape[0])
-
-
-def _by_definition(model: nnx.Module) -> nnx.Module:
-    """A copy whose modules with a free choice of implementation take the one that is its definition."""
-    copy = merge(*split(model))
-    for _, module in nnx.iter_graph(copy):
-        if isinstance(module, nnx.Module) and getattr(module, "implementation", "") is None:
-            module.implementation = getattr(module, "definition", "reference")  # type: ignore[attr-defined]
-    return copy
+    batch = jax.tree.leaves(given)[0].shape[0]
+    return Summary({name: rows[name] for name in sorted(rows, key=_order(jaxpr))}, batch)
 
 
 def _row(name: str) -> str:
@@ -143,6 +145,9 @@ def _stem(row: str) -> str:
 
 # --- walking jaxprs ---------------------------------------------------------------------------------------------------
 
+OF_PRIMITIVE: dict[core.Primitive, Callable[[core.JaxprEqn], int]] = {}
+"""Primitive that a layer made for itself -> multiply-adds of an equation of it."""
+
 
 def _multiply_adds(jaxpr: core.Jaxpr, scope: str = "", times: int = 1) -> Iterator[tuple[str, int]]:
     """(scope, multiply-adds) of every product in a jaxpr, bodies of loops times their trip count."""
@@ -160,6 +165,12 @@ def _multiply_adds(jaxpr: core.Jaxpr, scope: str = "", times: int = 1) -> Iterat
             # One branch runs; the dearest stands for it.
             branches = [list(_multiply_adds(branch, inside, times)) for branch in _subjaxprs(eqn)]
             yield from max(branches, key=lambda branch: sum(count for _, count in branch))
+        elif eqn.primitive in OF_PRIMITIVE:
+            yield inside, times * OF_PRIMITIVE[eqn.primitive](eqn)
+        elif eqn.primitive is STEP:
+            arrays = [variable.aval for variable in eqn.invars]
+            inner = jax.make_jaxpr(functools.partial(expanded, eqn.params))(*arrays).jaxpr
+            yield from _multiply_adds(inner, inside or "(other)", times)
         else:
             trips = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             for inner in _subjaxprs(eqn):

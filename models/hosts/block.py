@@ -1,17 +1,22 @@
 """Transformer blocks by name. All are made and called alike, so a stack need not know which it holds."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook
-from models.attention.registry import make_attention
+from attn import Grid
+from models.attention.mechanism import Mechanism
+from models.attention.registry import checked_options, make_attention
 from models.core import sharding
-from models.layers import drop as noise
+from models.core.call import Call
+from models.core.tap import TOKENS
+from models.layers.drop import drop_path, dropout
 from models.layers.linear import DType
 from models.layers.mlp import MLPS
 from models.layers.norm import LayerNorm
@@ -22,8 +27,11 @@ from models.layers.scale import LayerScale
 class BlockOptions:
     """What a block is made of; the same for every kind of block.
 
-    `attention_defaults` are options that only some mechanisms have (a window), which go to one that has them, while
-    `attention_options` are the user's, and an unknown one is an error.
+    Attributes:
+      attention: mechanism by name; attention_options: what the user says to it.
+      attention_defaults: what the host says to mechanisms, by their names: `{"window": {"window": 7}}`.
+      grid: that the block is made for; a mechanism that refuses it is an error.
+      mlp_bias: of the MLP; as `proj_bias` unless given.
     """
 
     width: int
@@ -32,10 +40,12 @@ class BlockOptions:
     mlp: str = "mlp"
     activation: str = "gelu"
     attention: str = "dense"
-    attention_options: dict[str, Any] | None = None
-    attention_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    attention_options: Mapping[str, Any] | None = None
+    attention_defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    grid: Grid | None = None
     qkv_bias: bool = True
     proj_bias: bool = True
+    mlp_bias: bool | None = None
     qk_norm: bool = False
     scale_attention_norm: bool = False
     scale_mlp_norm: bool = False
@@ -46,7 +56,16 @@ class BlockOptions:
     init: str = "timm"
     dtype: DType = None
 
-    def make_attention(self, rngs: nnx.Rngs) -> nnx.Module:
+    @classmethod
+    def of(cls, options: Any, **own: Any) -> BlockOptions:
+        """What a model's options say of its blocks, by the same names, and what is said here instead."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        shared = {
+            field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in known
+        }
+        return cls(**{**shared, **own})
+
+    def make_attention(self, rngs: nnx.Rngs) -> Mechanism:
         """The named mechanism."""
         shared = {
             "qkv_bias": self.qkv_bias,
@@ -57,18 +76,21 @@ class BlockOptions:
             "dropout": self.attention_dropout,
             "init": self.init,
             "dtype": self.dtype,
-            **self.attention_defaults,
         }
-        options = self.attention_options
-        return make_attention(self.attention, self.width, self.heads, shared=shared, options=options, rngs=rngs)
+        own = checked_options(self.attention, self.attention_options)
+        options = {**self.attention_defaults.get(self.attention, {}), **own}
+        return make_attention(
+            self.attention, self.width, self.heads, shared=shared, options=options, grid=self.grid, rngs=rngs
+        )
 
     def make_mlp(self, rngs: nnx.Rngs, *, input_bias: bool | None = None) -> nnx.Module:
         """The named feed-forward layer; its first layer has a bias as its last does, unless `input_bias` says."""
+        bias = self.proj_bias if self.mlp_bias is None else self.mlp_bias
         return MLPS[self.mlp](
             self.width,
             self.mlp_width,
             activation=self.activation,
-            bias=(self.proj_bias if input_bias is None else input_bias, self.proj_bias),
+            bias=(bias if input_bias is None else input_bias, bias),
             scale_norm=self.norm_eps if self.scale_mlp_norm else None,
             dropout=self.dropout,
             init=self.init,
@@ -89,47 +111,57 @@ def _unscaled(x: Array) -> Array:
     return x
 
 
+class Run:
+    """One call of a block: how it calls its parts.
+
+    Attributes:
+      call: of the block.
+      states: new states of the parts, in the order of their calls.
+    """
+
+    def __init__(self, block: Block, call: Call):
+        self.block, self.call, self.states = block, call, list[Any]()
+        self._branches = itertools.count()
+
+    def attend(self, name: str, x: Float[Array, "B N C"], **changes: Any) -> Float[Array, "B M C"]:
+        """The block's mechanism of that name, and dropout; the call is changed for it as is said here
+        (`memory=None`)."""
+        found = getattr(self.block, name)(x, self.call.at(name, **changes))
+        y, *state = found if isinstance(found, tuple) else (found,)
+        self.states += state
+        key = self.call.key_for(f"{name}.dropout")
+        return dropout(y, self.block.dropout, train=self.call.train, key=key)
+
+    def feed(self, name: str, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
+        """The block's feed-forward layer of that name."""
+        return getattr(self.block, name)(x, self.call.at(name))
+
+    def drop(self, branch: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
+        """Drop path of a branch: each draws for itself."""
+        key = self.call.key_for(f"drop_path{next(self._branches)}")
+        return drop_path(branch, self.call.drop_path, train=self.call.train, key=key)
+
+
 class Block(nnx.Module):
     """A residual block. A kind of block says what it is made of (`__init__`) and what it computes (`forward`)."""
 
     dropout: float
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        drop_path: float | Array = 0.0,
-        context: Float[Array, "B M C"] | None = None,
-        mask: Bool[Array, "#B #H #N M"] | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N C"]:
-        """The new tokens.
+    def __call__(self, x: Float[Array, "B N C"], call: Call) -> Any:
+        """The new tokens; with state in the call `(tokens, new state)`.
 
-        Args:
-          drop_path: probability that an example skips a residual branch; may be traced.
-          context, mask, hook, layer: for the attention module.
-          key: for dropout and drop path, needed in training if either is used.
+        Dropout and drop path need a key in training.
         """
-        keys = (noise.fold_key(key, number) for number in itertools.count())
+        x, run = call.emit("block.in", x, TOKENS), Run(self, call)
+        x = call.emit("block.out", sharding.over_batch(self.forward(x, run)), TOKENS)
+        if call.state is None:
+            return x
+        if len(run.states) != 1:
+            raise ValueError(f"{call.path}: a block with state has one mechanism that keeps it, not {len(run.states)}")
+        return x, run.states[0]
 
-        def attend(attn: Callable, y: Array) -> Array:
-            y = attn(y, grid, context=context, mask=mask, hook=hook, layer=layer, train=train, key=next(keys))
-            return noise.dropout(y, self.dropout, train=train, key=next(keys))
-
-        def feed(mlp: Callable, y: Array) -> Array:
-            return mlp(y, train=train, key=next(keys))
-
-        def drop(y: Array) -> Array:
-            return noise.drop_path(y, drop_path, train=train, key=next(keys))
-
-        return sharding.over_batch(self.forward(x, attend, feed, drop))
-
-    def forward(self, x: Array, attend: Callable, feed: Callable, drop: Callable) -> Array:
-        """The block in terms of `attend(module, x)`, `feed(module, x)` and `drop(branch)`."""
+    def forward(self, x: Float[Array, "B N C"], run: Run) -> Float[Array, "B N C"]:
+        """The block in terms of `run.attend("attn", x)`, `run.feed("mlp", x)` and `run.drop(branch)`."""
         raise NotImplementedError
 
 
@@ -141,9 +173,9 @@ class PreNormBlock(Block):
         self.norm1, self.attn, self.ls1 = options.make_norm(), options.make_attention(rngs), options.make_layer_scale()
         self.norm2, self.mlp, self.ls2 = options.make_norm(), options.make_mlp(rngs), options.make_layer_scale()
 
-    def forward(self, x, attend, feed, drop):
-        x = x + drop(self.ls1(attend(self.attn, self.norm1(x))))
-        return x + drop(self.ls2(feed(self.mlp, self.norm2(x))))
+    def forward(self, x, run):
+        x = x + run.drop(self.ls1(run.attend("attn", self.norm1(x))))
+        return x + run.drop(self.ls2(run.feed("mlp", self.norm2(x))))
 
 
 class PostNormBlock(Block):
@@ -158,9 +190,9 @@ class PostNormBlock(Block):
         self.attn, self.norm1 = options.make_attention(rngs), options.make_norm(scale)
         self.mlp, self.norm2 = options.make_mlp(rngs), options.make_norm(scale)
 
-    def forward(self, x, attend, feed, drop):
-        x = x + drop(self.norm1(attend(self.attn, x)))
-        return x + drop(self.norm2(feed(self.mlp, x)))
+    def forward(self, x, run):
+        x = x + run.drop(self.norm1(run.attend("attn", x)))
+        return x + run.drop(self.norm2(run.feed("mlp", x)))
 
 
 class ParallelBlock(Block):
@@ -172,9 +204,9 @@ class ParallelBlock(Block):
         self.mlp = options.make_mlp(rngs, input_bias=True)
         self.ls = options.make_layer_scale()
 
-    def forward(self, x, attend, feed, drop):
+    def forward(self, x, run):
         y = self.norm(x)
-        return x + drop(self.ls(attend(self.attn, y) + feed(self.mlp, y)))
+        return x + run.drop(self.ls(run.attend("attn", y) + run.feed("mlp", y)))
 
 
 class TwoBranchBlock(Block):
@@ -191,11 +223,11 @@ class TwoBranchBlock(Block):
         self.mlp2_norm, self.mlp2 = options.make_norm(), options.make_mlp(rngs)
         self.mlp2_ls = options.make_layer_scale()
 
-    def forward(self, x, attend, feed, drop):
-        first = drop(self.attn1_ls(attend(self.attn1, self.attn1_norm(x))))
-        x = x + first + drop(self.attn2_ls(attend(self.attn2, self.attn2_norm(x))))
-        first = drop(self.mlp1_ls(feed(self.mlp1, self.mlp1_norm(x))))
-        return x + first + drop(self.mlp2_ls(feed(self.mlp2, self.mlp2_norm(x))))
+    def forward(self, x, run):
+        first = run.drop(self.attn1_ls(run.attend("attn1", self.attn1_norm(x))))
+        x = x + first + run.drop(self.attn2_ls(run.attend("attn2", self.attn2_norm(x))))
+        first = run.drop(self.mlp1_ls(run.feed("mlp1", self.mlp1_norm(x))))
+        return x + first + run.drop(self.mlp2_ls(run.feed("mlp2", self.mlp2_norm(x))))
 
 
 BLOCKS: dict[str, Callable[[BlockOptions, nnx.Rngs], Block]] = {

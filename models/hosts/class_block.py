@@ -33,7 +33,7 @@ class ClassBlock(Block):
         )
         self.mlp = options.make_mlp(rngs)
 
-    def forward(self, x, attend, feed, drop):
-        token = x[:, :1] + drop(attend(self.attn, self.norm1(x))[:, :1])
-        token = token + drop(feed(self.mlp, self.norm2(token)))
+    def forward(self, x, run):
+        token = x[:, :1] + run.drop(run.attend("attn", self.norm1(x))[:, :1])
+        token = token + run.drop(run.feed("mlp", self.norm2(token)))
         return jnp.concatenate([token, x[:, 1:]], axis=1)

@@ -4,18 +4,60 @@ A family of this kind says in its constructor what it is made of (stem, stages, 
 `Hierarchy`. Blocks are those of every model (`models/hosts/block.py`), so a stage can hold any kind with any attention.
 """
 
+from __future__ import annotations
+
+import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook
+from attn import Grid
+from models.core.call import Call
+from models.core.options import Count, check_choices, check_stages
 from models.core.stack import MakeBlock, Stack, run_alone
-from models.layers.drop import dropout, fold_key
-from models.layers.linear import DType
+from models.core.tap import TOKENS
+from models.hosts.block import BLOCKS
+from models.hosts.classifier import Classifier
+from models.hosts.options import TransformerOptions
+from models.layers.drop import dropout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HierarchyOptions(TransformerOptions):
+    """Options of models of several stages.
+
+    Attributes:
+      depths: layers by stage.
+    """
+
+    depths: Sequence[Count]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagesOptions(HierarchyOptions):
+    """Options of those whose stages are stacks of blocks by name.
+
+    Attributes:
+      heads: attention heads of a layer, by stage.
+      block: kind of block (`models.hosts.block.BLOCKS`).
+      layer_scale: initial value; None for no layer scale.
+    """
+
+    heads: Sequence[Count]
+    block: str = "pre_norm"
+    layer_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(block=(self.block, self.blocks()))
+        check_stages(depths=self.depths, heads=self.heads)
+
+    def blocks(self) -> Sequence[str]:
+        """Names of the kinds of blocks that there are."""
+        return tuple(BLOCKS)
 
 
 class Stage(nnx.Module):
@@ -25,7 +67,7 @@ class Stage(nnx.Module):
       downsample: called as `downsample(map, *, train)`.
       blocks: the stage's stack, or None if `first` is its only layer.
       first: for stages whose first block itself changes sides and channels (MaxViT, ResNets): that block, a layer like
-        those of the stack, called as `first(map, *, drop_path, hook, layer, train, key)`.
+        those of the stack, called as `first(map, call)`.
       remat: of `first`; the stack has its own.
     """
 
@@ -70,12 +112,16 @@ def stack_stages(
     return stacks
 
 
-class Hierarchy(nnx.Module):
+class Hierarchy(Classifier):
     """A model of stages; its constructor sets what is declared here.
 
     The last stage's tokens are normalized, averaged and classified (`pool` says so, and may be said otherwise). Drop
-    path grows linearly over the layers of all stages (`drop_rates`). Layers are numbered through the model, for hooks
+    path grows linearly over the layers of all stages (`drop_rates`). Layers are numbered through the model, for taps
     and for `features`.
+
+    `features` are the pyramid `"stages.0"`, `"stages.1"` ... `[B, Y, X, C]`, outputs of the stages;
+    `"stages.2.embedded"` before the blocks of a stage, and `"embedded"` before all; `"stages.2.blocks.5"` or
+    `"stages.2.first"` `[B, N, C]` for chosen layers; `"tokens"`, `"pooled"`, `"logits"`.
     """
 
     patch_embed: nnx.Module
@@ -85,116 +131,73 @@ class Hierarchy(nnx.Module):
     dropout: float
     head_dropout: float = 0.0
     drop_path: float
-    dtype: DType
 
-    def __call__(
-        self,
-        images: Float[Array, "B Y X I"],
-        *,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-        hook: Hook | None = None,
-    ) -> Float[Array, "B K"]:
-        """Logits in float32 (pooled features if there is no head), for images of any size."""
-        outputs = self.features(images, train=train, key=key, hook=hook)
-        return outputs["pooled" if self.head is None else "logits"]
-
-    def features(
-        self,
-        images: Float[Array, "B Y X I"],
-        *,
-        layers: Sequence[int] = (),
-        sites: Sequence[str] = (),
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-        hook: Hook | None = None,
-    ) -> dict[str, Array]:
-        """Named intermediates.
-
-        The pyramid `"stages.0"`, `"stages.1"` ... `[B, Y, X, C]`, outputs of the stages; `"stages.2.embedded"` before
-        the blocks of a stage, and `"embedded"` before all; `"stages.2.blocks.5"` or `"stages.2.first"` `[B, N, C]` for
-        chosen layers (numbered through the model, negative ones from the end, and named as their parameters are) and
-        `"stages.2.blocks.5.probs"` for chosen hook sites of these; `"tokens"` after the final norm, `"pooled"`,
-        `"logits"`.
-        """
+    def run(self, images: Float[Array, "B Y X I"], call: Call, layers: Sequence[int]) -> dict[str, Array]:
+        """See above."""
         chosen = self._chosen(layers)
         rates = np.asarray(self.drop_rates(), np.float32) if self.drop_path else None
         outputs: dict[str, Array] = {}
         with jax.named_scope("patch_embed"):
-            x = self.patch_embed(images if self.dtype is None else images.astype(self.dtype), train=train)
-            x = outputs["embedded"] = dropout(x, self.dropout, train=train, key=fold_key(key, 0))
-            tokens = _tokens(x)
+            x = self.patch_embed(images, train=call.train)
+            x = dropout(x, self.dropout, train=call.train, key=call.key_for("patch_embed"))
+            tokens = call.emit("embedded", _tokens(x), TOKENS)
+            outputs["embedded"] = x = tokens.reshape(x.shape)
         start = 0
         for number, stage in enumerate(self.stages):
-            name, own_key, layer = f"stages.{number}", fold_key(key, 1 + number), start
+            name, layer = f"stages.{number}", start
             with jax.named_scope(f"{name}.downsample" if number else "patch_embed"):
                 x = tokens.reshape(x.shape)
-                x = x if stage.downsample is None else stage.downsample(x, train=train)
-                x = outputs[f"{name}.embedded"] = self.enter(number, x, train=train, key=own_key)
+                x = x if stage.downsample is None else stage.downsample(x, train=call.train)
+                x = outputs[f"{name}.embedded"] = self.enter(number, x, call)
                 tokens = _tokens(x)
             if stage.first is not None:
                 with jax.named_scope(f"{name}.first"):
-                    x, records = run_alone(
-                        stage.first,
-                        x,
-                        remat=stage.remat,
-                        hook=hook,
-                        sites=sites if layer in chosen else (),
-                        drop_path=0.0 if rates is None else rates[layer],
-                        layer=layer,
-                        train=train,
-                        # A stack folds the numbers of its layers into the same key.
-                        key=fold_key(own_key, 2**20),
-                    )
+                    rate = 0.0 if rates is None else float(rates[layer])
+                    own = call.at(f"{name}.first", grid=Grid(x.shape[1:-1]), layer=layer, drop_path=rate)
+                    x = run_alone(stage.first, x, own, remat=stage.remat)
                     tokens = _tokens(x)
                 if layer in chosen:
                     outputs[f"{name}.first"] = tokens
-                    outputs |= {f"{name}.first.{site}": value for site, value in records.items()}
                 layer += 1
             if stage.blocks is not None:
                 mine = range(layer, layer + stage.blocks.depth)
                 tokens, found = stage.blocks(
                     tokens,
-                    Grid(x.shape[1:-1]),
-                    per_layer=None if rates is None else {"drop_path": rates[mine.start : mine.stop]},
-                    hook=hook,
-                    train=train,
-                    key=own_key,
+                    call.replace(grid=Grid(x.shape[1:-1]), key=call.key_for(name)),
+                    drop_path=None if rates is None else rates[mine.start : mine.stop],
                     layers=[one - layer for one in chosen if one in mine],
-                    sites=sites,
                 )
                 outputs |= {f"{name}.blocks.{found_name}": value for found_name, value in found.items()}
             outputs[name] = tokens.reshape(x.shape)
             start += stage.depth
-        with jax.named_scope("norm"):
-            x = tokens.reshape(x.shape)
-        outputs |= self.classify(x, hook=hook, train=train, key=fold_key(key, 1 + len(self.stages)))
-        return outputs
+        return outputs | self.classify(tokens.reshape(x.shape), call.replace(layer=self.depth))
 
-    def enter(self, stage: int, x: Float[Array, "B Y X C"], *, train: bool, key: PRNGKeyArray | None) -> Array:
-        """What happens to the map before the blocks of a stage: nothing, unless a model says so (positions)."""
+    def enter(self, stage: int, x: Float[Array, "B Y X C"], call: Call) -> Array:
+        """What happens to the map before the blocks of a stage: nothing, unless a model says so (positions). The call
+        is that of the model.
+        """
         return x
 
     def drop_rates(self) -> Sequence[float] | np.ndarray:
         """Drop-path rates of all layers."""
         return np.linspace(0.0, self.drop_path, self.depth)
 
-    def classify(
-        self, x: Float[Array, "B Y X C"], *, hook: Hook | None, train: bool, key: PRNGKeyArray | None
-    ) -> dict[str, Array]:
+    def classify(self, x: Float[Array, "B Y X C"], call: Call) -> dict[str, Array]:
         """`"tokens"`, `"pooled"` and, with a head, `"logits"`, from the last stage's map."""
         outputs: dict[str, Array] = {}
         with jax.named_scope("norm"):
-            outputs["tokens"], outputs["pooled"] = self.pool(x, train=train)
+            tokens, pooled = self.pool(x, call)
+            outputs["tokens"], outputs["pooled"] = tokens, call.emit("pooled", pooled, "batch channels")
         if self.head is not None:
             with jax.named_scope("head"):
-                pooled = dropout(outputs["pooled"], self.head_dropout, train=train, key=fold_key(key, 0))
-                outputs["logits"] = self.head(pooled).astype(jnp.float32)
+                key = call.key_for("head")
+                pooled = dropout(outputs["pooled"], self.head_dropout, train=call.train, key=key)
+                outputs["logits"] = call.emit("logits.out", self.head(pooled), "batch classes")
         return outputs
 
-    def pool(self, x: Float[Array, "B Y X C"], *, train: bool) -> tuple[Float[Array, "B N C"], Float[Array, "B C"]]:
+    def pool(self, x: Float[Array, "B Y X C"], call: Call) -> tuple[Float[Array, "B N C"], Float[Array, "B C"]]:
         """Final tokens and the pooled features: norm, then mean."""
-        tokens = self.norm(_tokens(x))
+        tokens = call.emit("norm", self.norm(_tokens(x)), TOKENS)
         return tokens, tokens.mean(axis=1)
 
     @property

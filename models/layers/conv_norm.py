@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from models.core.init import he_normal_fan_out, normal
 from models.layers.activation import ACTIVATIONS
 from models.layers.conv import Conv
 from models.layers.linear import DType, Linear
 from models.layers.norm import BatchNorm
 
-HE = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+HE = he_normal_fan_out()
 """Initializer of convolutions that do not have groups (arXiv:1502.01852)."""
 
 
@@ -41,8 +41,8 @@ class ConvNorm(nnx.Module):
             self.conv: nnx.Module = Linear(channels, width, kernel_init=HE, **shared)
         else:
             groups = channels // group_width if group_width else 1
-            normal = jax.nn.initializers.normal((2 * groups / (size * size * width)) ** 0.5)
-            shared |= {"size": size, "stride": stride, "groups": groups, "kernel_init": normal}
+            kernel_init = normal((2 * groups / (size * size * width)) ** 0.5)
+            shared |= {"size": size, "stride": stride, "groups": groups, "kernel_init": kernel_init}
             self.conv = Conv(channels, width, **shared)
         self.norm = BatchNorm(width, dtype=dtype)
 

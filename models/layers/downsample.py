@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models.core.init import scheme
+from models.layers.checks import check_map
 from models.layers.conv import Conv
 from models.layers.linear import DType, Linear
 from models.layers.norm import NORMS, LayerNorm, normed
@@ -51,6 +52,7 @@ class PatchMerging(nnx.Module):
 
     def __call__(self, x: Float[Array, "B Y X C"], *, train: bool = False) -> Float[Array, "B V U O"]:
         """Sides become `ceil(n / 2)`: zeros fill the last neighbours."""
+        check_map("merging of patches", x, self.norm.scale.shape[0] // 4)
         x = to_multiple(x, (2, 2))
         batch, rows, columns, width = x.shape
         x = x.reshape(batch, rows // 2, 2, columns // 2, 2, width).transpose(0, 1, 3, 4, 2, 5)

@@ -1,6 +1,9 @@
 """Noise in training: dropout, drop path, and keys for both."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
@@ -10,7 +13,14 @@ def fold_key(key: PRNGKeyArray | None, number: int) -> PRNGKeyArray | None:
     return None if key is None else jax.random.fold_in(key, number)
 
 
-def dropout(x: Array, rate: float, *, train: bool, key: PRNGKeyArray | None) -> Array:
+def checked_rate(name: str, rate: float | Array) -> float | Array:
+    """The rate. ValueError outside [0, 1), where it is known: the traced one of a scanned layer is not."""
+    if _is_known(rate) and not 0 <= rate < 1:
+        raise ValueError(f"{name} rate {rate}; allowed: at least 0 and less than 1")
+    return rate
+
+
+def dropout(x: Array, rate: float | Array, *, train: bool, key: PRNGKeyArray | None) -> Array:
     """Each element is zero with probability `rate`, the rest scaled up, when training."""
     return _drop(x, rate, x.shape, "dropout", train, key)
 
@@ -24,10 +34,19 @@ def drop_path(x: Array, rate: float | Array, *, train: bool, key: PRNGKeyArray |
 
 
 def _drop(x, rate, shape, name, train, key):
-    if not train or (isinstance(rate, int | float | np.number) and rate == 0):
+    rate = checked_rate(name, rate)
+    if not train or (_is_known(rate) and rate == 0):
         return x
     if key is None:
         raise ValueError(f"{name} needs a key in training: call the model with key=...")
-    keep = 1.0 - rate
+    keep = 1.0 - (rate if _is_known(rate) else rate.astype(jnp.float32))
     kept = jax.random.bernoulli(key, keep, shape)
-    return x * (kept / keep).astype(x.dtype)
+    # In float32, rounded once: a factor rounded to bfloat16 would make all that is kept too small, or too large, by the
+    # same share. An array of factors: of a scalar that it knows the compiler makes one with others, and an unrolled
+    # layer would round otherwise than a scanned one.
+    factor = jnp.where(kept, jnp.float32(1.0 / keep), 0.0)
+    return (x * factor).astype(x.dtype)
+
+
+def _is_known(rate: Any) -> bool:
+    return isinstance(rate, int | float | np.number)

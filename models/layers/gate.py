@@ -11,7 +11,7 @@ from models.core import sharding
 from models.core.init import Initializer, scheme
 from models.layers.activation import ACTIVATIONS
 from models.layers.conv import Conv
-from models.layers.linear import DType
+from models.layers.linear import DType, computed
 
 _UNIFORM = scheme("timm").patch
 
@@ -37,16 +37,16 @@ class SqueezeExcite(nnx.Module):
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        self.activation, self.gate = activation, gate
+        self.activation, self.gate, self.dtype = activation, gate, computed(dtype)
         shared = {"size": 1, "use_bias": use_bias, "kernel_init": kernel_init, "dtype": dtype, "rngs": rngs}
         self.fc1 = Conv(width, hidden, **shared)
         self.fc2 = Conv(hidden, width, **shared)
 
     def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y X C"]:
-        """In the dtype of x; the mean is taken in float32."""
-        mean = x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+        """In `dtype`; the mean is taken in float32."""
+        mean = x.mean((1, 2), keepdims=True, dtype=jnp.float32)
         gate = self.fc2(ACTIVATIONS[self.activation](self.fc1(mean)))
-        return x * ACTIVATIONS[self.gate](gate).astype(x.dtype)
+        return x.astype(self.dtype) * ACTIVATIONS[self.gate](gate)
 
 
 class EfficientChannelAttention(nnx.Module):
@@ -67,23 +67,23 @@ class EfficientChannelAttention(nnx.Module):
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        self.size, self.gate, self.dtype = channel_kernel(width) if size is None else size, gate, dtype
+        self.size, self.gate = channel_kernel(width) if size is None else size, gate
+        self.dtype = computed(dtype)
         if self.size % 2 == 0:
             raise ValueError(f"size={size} of a convolution along channels: must be odd")
         self.kernel = sharding.parameter(kernel_init(rngs.params(), (self.size, 1, 1), jnp.float32))
 
     def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y X C"]:
-        """In the dtype of x; channels outside count as zero."""
-        dtype = self.dtype or x.dtype
-        mean = x.mean((1, 2), dtype=jnp.float32).astype(dtype)
+        """In `dtype`; channels outside count as zero."""
+        mean = x.mean((1, 2), dtype=jnp.float32).astype(self.dtype)
         gate = jax.lax.conv_general_dilated(
             mean[..., None],
-            sharding.gathered(self.kernel, dtype),
+            sharding.gathered(self.kernel, self.dtype),
             (1,),
             ((self.size // 2, self.size // 2),),
             dimension_numbers=("NHC", "HIO", "NHC"),
         )
-        return x * ACTIVATIONS[self.gate](gate[:, None, None, :, 0]).astype(x.dtype)
+        return x.astype(self.dtype) * ACTIVATIONS[self.gate](gate[:, None, None, :, 0])
 
 
 def channel_kernel(width: int, gamma: float = 2.0, beta: float = 1.0) -> int:

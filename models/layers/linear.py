@@ -2,17 +2,32 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from models.core import sharding
-from models.core.init import Initializer
+from models.core.init import Initializer, zeros
 from models.core.sharding import BATCH, TENSOR, Split
+from models.layers.checks import check_channels
 
 DType = Any
+
+
+def computed(dtype: DType) -> np.dtype:
+    """What a layer computes in and gives, whatever its input is: float32 unless said otherwise.
+
+    Raises:
+      ValueError: for what is no floating point.
+    """
+    try:
+        found = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"dtype={found or dtype} of a computation; allowed: floating point, None is float32")
+    return found
 
 
 class Linear(nnx.Module):
@@ -33,14 +48,15 @@ class Linear(nnx.Module):
         features_out: int,
         *,
         kernel_init: Initializer,
-        bias_init: Initializer = jax.nn.initializers.zeros,
+        bias_init: Initializer = zeros,
         use_bias: bool = True,
         split: str | None = None,
         units: tuple[int, str] | None = None,
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        self.dtype, self.split = dtype, split
+        self.dtype, self.split = computed(dtype), split
+        self.result = self.dtype
         count, what = units or (features_out if split == "out" else features_in, "features")
         # A fused kernel is stored split along its input: contiguous pieces of its output would not be whole parts.
         axis = None if split is None else -1 if split == "out" else -2
@@ -51,41 +67,47 @@ class Linear(nnx.Module):
         self.bias = None if bias is None else sharding.parameter(bias, bias_split)
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        """In `dtype`, or that of x."""
-        dtype = self.dtype or x.dtype
+        """In `dtype`."""
+        check_channels("linear layer", x, self.kernel.shape[0])
         # As one matrix of rows: XLA's CPU backend then takes 12 to 18% off a ViT's train step (docs/benchmarks.md).
-        y = sharding.product(x.reshape(-1, x.shape[-1]), self.kernel, dtype)
-        y = y if self.bias is None else y + self.bias[...].astype(dtype)
+        y = sharding.product(x.reshape(-1, x.shape[-1]), self.kernel, self.dtype, result=self.result)
+        y = y if self.bias is None else y + self.bias[...].astype(self.result)
         y = y.reshape(*x.shape[:-1], y.shape[-1])
         last = TENSOR if self.split == "out" else None
         return sharding.constrain(y, BATCH, *[None] * (y.ndim - 2), last)
 
-    def parts(self, x: Float[Array, "... I"], parts: int, units: int) -> Float[Array, "... P U D"]:
-        """The output of a fused layer as `parts` of `units` of equal width, split over `tensor` by units."""
-        if sharding.tensor_ways() == 1:
+    def parts(
+        self, x: Float[Array, "... I"], parts: int, units: int, taken: slice = slice(None)
+    ) -> Float[Array, "... P U D"]:
+        """The output of a fused layer as `parts` of `units` of equal width, split over `tensor` by units.
+
+        Args:
+          taken: which of the parts; no others are computed.
+        """
+        if sharding.tensor_ways() == 1 and taken == slice(None):
             return self(x).reshape(*x.shape[:-1], parts, units, -1)
-        dtype = self.dtype or x.dtype
+        check_channels("linear layer", x, self.kernel.shape[0])
 
         def by_units(kernel: Array) -> Array:
             # From pieces of the input axis to whole units: weights change places, which is less than activations.
-            kernel = kernel.reshape(x.shape[-1], parts, units, -1)
+            kernel = kernel.reshape(x.shape[-1], parts, units, -1)[:, taken]
             kernel = sharding.constrain(kernel, TENSOR, None, None, None)
             return sharding.constrain(kernel, None, None, TENSOR, None)
 
-        y = sharding.product(x, self.kernel, dtype, by_units)
+        y = sharding.product(x, self.kernel, self.dtype, by_units)
         if self.bias is not None:
-            bias = self.bias[...].astype(dtype).reshape(parts, units, -1)
+            bias = self.bias[...].astype(self.dtype).reshape(parts, units, -1)[taken]
             y = y + sharding.constrain(bias, None, TENSOR, None)
         return sharding.constrain(y, BATCH, *[None] * (y.ndim - 3), TENSOR, None)
 
 
-def project_qkv(
-    qkv: Linear, x: Float[Array, "B N C"], context: Float[Array, "B M C"] | None, heads: int
-) -> tuple[Float[Array, "B N H D"], Float[Array, "B M H D"], Float[Array, "B M H D"]]:
-    """Queries from x, keys and values from the context (x itself unless given), through one fused projection."""
-    if context is None:
-        fused = checkpoint_name(qkv.parts(x, 3, heads), "attention_qkv")
-        return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
-    q = checkpoint_name(qkv.parts(x, 3, heads)[:, :, 0], "attention_qkv")
-    fused = checkpoint_name(qkv.parts(context, 3, heads)[:, :, 1:], "attention_qkv")
-    return q, fused[:, :, 0], fused[:, :, 1]
+class Head(Linear):
+    """A linear layer whose result is float32: factors are in `dtype`, their products are summed in float32, and there
+    the bias is added.
+
+    Logits rounded to bfloat16 have eight bits, with which many of a thousand classes are equal.
+    """
+
+    def __init__(self, features_in: int, classes: int, **options: Any):
+        super().__init__(features_in, classes, **options)
+        self.result = jnp.promote_types(self.dtype, jnp.float32)

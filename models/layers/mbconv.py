@@ -11,7 +11,7 @@ from models.layers import drop as noise
 from models.layers.activation import ACTIVATIONS
 from models.layers.conv import Conv
 from models.layers.gate import SqueezeExcite, rounded_channels
-from models.layers.linear import DType, Linear
+from models.layers.linear import DType, Linear, computed
 from models.layers.norm import BatchNorm
 from models.layers.pool import POOLS, pool_half
 
@@ -107,7 +107,7 @@ class MBConv(nnx.Module):
     ):
         if stride not in (1, 2):
             raise ValueError(f"stride={stride} of MBConv; allowed: 1, 2")
-        self.stride, self.options = stride, options
+        self.stride, self.options, self.dtype = stride, options, computed(dtype)
         start, hidden = scheme(init), options.hidden(channels, width)
         if options.group_size and hidden % options.group_size:
             raise ValueError(f"group_size={options.group_size} of MBConv does not divide its {hidden} hidden channels")
@@ -160,6 +160,7 @@ class MBConv(nnx.Module):
           drop_path: probability that an example skips the branch; may be traced.
           key: for drop path.
         """
+        x = x.astype(self.dtype)
         options, smaller = self.options, self.stride == 2
         activate = ACTIVATIONS[options.activation]
         shortcut = pool_half(x, options.shortcut_pool, options.padding) if smaller else x

@@ -1,18 +1,21 @@
 """Feed-forward layers of a transformer block."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid
+from models.core.call import Call
 from models.core.init import scheme
+from models.core.tap import TOKENS
 from models.layers.activation import ACTIVATIONS
 from models.layers.conv import Conv
-from models.layers.drop import dropout, fold_key
+from models.layers.drop import dropout
 from models.layers.linear import DType, Linear
 from models.layers.norm import LayerNorm
 
@@ -46,14 +49,11 @@ class Mlp(nnx.Module):
         self.norm = None if scale_norm is None else LayerNorm(hidden, eps=scale_norm, dtype=dtype)
         self.fc2 = Linear(hidden, width, split="in", units=units, use_bias=bias[1], **shared)
 
-    def __call__(
-        self, x: Float[Array, "B N C"], *, train: bool = False, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "B N C"]:
-        """The key is for dropout."""
+    def __call__(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
+        """New tokens."""
+        x = call.emit("mlp.in", x, TOKENS)
         hidden = ACTIVATIONS[self.activation](checkpoint_name(self.fc1(x), "mlp_hidden"))
-        hidden = dropout(hidden, self.dropout, train=train, key=fold_key(key, 0))
-        hidden = hidden if self.norm is None else self.norm(hidden)
-        return dropout(self.fc2(hidden), self.dropout, train=train, key=fold_key(key, 1))
+        return _output(self, hidden, call)
 
 
 class GatedMlp(nnx.Module):
@@ -87,16 +87,21 @@ class GatedMlp(nnx.Module):
         self.norm = None if scale_norm is None else LayerNorm(hidden, eps=scale_norm, dtype=dtype)
         self.fc2 = Linear(hidden, width, split="in", units=units, use_bias=bias[1], **shared)
 
-    def __call__(
-        self, x: Float[Array, "B N C"], *, train: bool = False, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "B N C"]:
-        """The key is for dropout."""
+    def __call__(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
+        """New tokens."""
+        x = call.emit("mlp.in", x, TOKENS)
         both = checkpoint_name(self.fc1.parts(x, 2, self.hidden), "mlp_hidden")[..., 0]
         gate, value = both[..., self.gate, :], both[..., 1 - self.gate, :]
-        hidden = ACTIVATIONS[self.activation](gate) * value
-        hidden = dropout(hidden, self.dropout, train=train, key=fold_key(key, 0))
-        hidden = hidden if self.norm is None else self.norm(hidden)
-        return dropout(self.fc2(hidden), self.dropout, train=train, key=fold_key(key, 1))
+        return _output(self, ACTIVATIONS[self.activation](gate) * value, call)
+
+
+def _output(mlp: Mlp | GatedMlp, hidden: Float[Array, "B N F"], call: Call) -> Float[Array, "B N C"]:
+    """From hidden units to tokens, with the noise of both layers."""
+    hidden = call.emit("mlp.hidden", hidden, TOKENS)
+    hidden = dropout(hidden, mlp.dropout, train=call.train, key=call.key_for("hidden"))
+    hidden = hidden if mlp.norm is None else mlp.norm(hidden)
+    y = dropout(mlp.fc2(hidden), mlp.dropout, train=call.train, key=call.key_for("output"))
+    return call.emit("mlp.out", y, TOKENS)
 
 
 def swiglu(width: int, hidden: int, *, activation: str, **options: Any) -> GatedMlp:
@@ -114,7 +119,7 @@ MLPS: dict[str, Callable[..., nnx.Module]] = {
 
 
 class DepthwiseMlp(nnx.Module):
-    """Linear, depthwise 3 x 3 convolution, activation, Linear (PVT v2, arXiv:2106.13797); called as attention is."""
+    """Linear, depthwise 3 x 3 convolution, activation, Linear (PVT v2, arXiv:2106.13797)"""
 
     def __init__(self, width: int, hidden: int, *, activation: str, init: str, dtype: DType, rngs: nnx.Rngs):
         self.activation = activation
@@ -124,8 +129,9 @@ class DepthwiseMlp(nnx.Module):
         self.conv = Conv(hidden, hidden, size=3, groups=hidden, kernel_init=start.patch, **shared)
         self.fc2 = Linear(hidden, width, split="in", **units)
 
-    def __call__(self, x: Float[Array, "B N C"], grid: Grid, **_: Any) -> Float[Array, "B N C"]:
+    def __call__(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
         """On a grid without prefix tokens."""
-        y = self.fc1(x)
-        y = self.conv(y.reshape(y.shape[0], *grid.shape, -1)).reshape(y.shape)
-        return self.fc2(ACTIVATIONS[self.activation](y))
+        y = self.fc1(call.emit("mlp.in", x, TOKENS))
+        y = self.conv(y.reshape(y.shape[0], *call.grid.shape, -1)).reshape(y.shape)
+        hidden = call.emit("mlp.hidden", ACTIVATIONS[self.activation](y), TOKENS)
+        return call.emit("mlp.out", self.fc2(hidden), TOKENS)

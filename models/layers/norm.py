@@ -7,38 +7,42 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.layers.linear import DType
+from models.core.draw import full
+from models.layers.checks import check_channels
+from models.layers.linear import DType, computed
 
 
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis (arXiv:1607.06450); statistics in float32."""
 
     def __init__(self, width: int, *, eps: float = 1e-6, scale: float = 1.0, dtype: DType = None):
-        self.eps, self.dtype = eps, dtype
-        self.scale = nnx.Param(jnp.full((width,), scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.eps, self.dtype = eps, computed(dtype)
+        self.scale = nnx.Param(full((width,), scale))
+        self.bias = nnx.Param(full((width,), 0))
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """In float32, returned in `dtype` or that of x."""
+        """In float32, returned in `dtype`."""
+        check_channels("norm", x, self.scale.shape[0])
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
-        return y.astype(self.dtype or x.dtype)
+        return y.astype(self.dtype)
 
 
 class RMSNorm(nnx.Module):
     """Root-mean-square normalization over the last axis (arXiv:1910.07467); statistics in float32."""
 
     def __init__(self, width: int, *, eps: float = 1e-6, dtype: DType = None):
-        self.eps, self.dtype = eps, dtype
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.eps, self.dtype = eps, computed(dtype)
+        self.scale = nnx.Param(full((width,), 1))
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """In float32, returned in `dtype` or that of x."""
+        """In float32, returned in `dtype`."""
+        check_channels("norm", x, self.scale.shape[0])
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps) * self.scale[...]
-        return y.astype(self.dtype or x.dtype)
+        return y.astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -53,14 +57,15 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, width: int, *, eps: float = 1e-5, momentum: float = 0.9, dtype: DType = None):
-        self.eps, self.momentum, self.dtype = eps, momentum, dtype
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros((width,), jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones((width,), jnp.float32))
+        self.eps, self.momentum, self.dtype = eps, momentum, computed(dtype)
+        self.scale = nnx.Param(full((width,), 1))
+        self.bias = nnx.Param(full((width,), 0))
+        self.mean = nnx.BatchStat(full((width,), 0))
+        self.var = nnx.BatchStat(full((width,), 1))
 
     def __call__(self, x: Float[Array, "... C"], *, train: bool = False) -> Float[Array, "... C"]:
-        """In float32, returned in `dtype` or that of x. With `train` it also updates the running statistics."""
+        """In float32, returned in `dtype`. With `train` it also updates the running statistics."""
+        check_channels("norm", x, self.scale.shape[0])
         wide = x.astype(jnp.float32)
         mean, variance = self.mean[...], self.var[...]
         if train:
@@ -74,7 +79,7 @@ class BatchNorm(nnx.Module):
         else:
             # One product and one sum, as in PyTorch: its rounding decides alike which units of a ReLU behind are off.
             y = wide * factor + (self.bias[...] - mean * factor)
-        return y.astype(self.dtype or x.dtype)
+        return y.astype(self.dtype)
 
     def _move(self, mean: Float[Array, " C"], variance: Float[Array, " C"], count: int) -> None:
         # The running variance is the unbiased one, as in PyTorch and the official code of every family here.

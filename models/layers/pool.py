@@ -4,13 +4,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from attn import Hook, dense_attention
+from attn import Grid, dense_attention
+from models.core.call import Call
 from models.core.init import scheme
+from models.core.tap import TokenIndex
 from models.layers.depthwise import same_pads
-from models.layers.linear import DType, Linear
+from models.layers.linear import DType, Linear, computed
 from models.layers.mlp import Mlp
 from models.layers.norm import LayerNorm
 
@@ -21,10 +24,16 @@ def _max(x: Float[Array, "B N C"]) -> Float[Array, "B C"]:
     return jnp.take_along_axis(x, x.argmax(axis=1, keepdims=True), axis=1)[:, 0]
 
 
+def _mean_and_max(x: Float[Array, "B N C"]) -> Float[Array, "B C"]:
+    # Rounded once: each alone has as many bits as the result.
+    return (0.5 * (x.mean(axis=1, dtype=jnp.float32) + _max(x))).astype(x.dtype)
+
+
+# A mean sums in float32 whatever the tokens are.
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
     "avg": lambda x: x.mean(axis=1),
     "max": _max,
-    "avgmax": lambda x: (_max(x) + x.mean(axis=1)) / 2,
+    "avgmax": _mean_and_max,
     "catavgmax": lambda x: jnp.concatenate([x.mean(axis=1), _max(x)], axis=-1),
 }
 """Name -> function from tokens `[B, N, C]` to `[B, C]`, or to `[B, 2 C]` for the mean beside the maximum."""
@@ -48,7 +57,7 @@ class AttentionPool(nnx.Module):
         dtype: DType = None,
         rngs: nnx.Rngs,
     ):
-        self.heads = heads
+        self.heads, self.dtype = heads, computed(dtype)
         start = scheme(init)
         self.latent = nnx.Param(start.latent(rngs.params(), (1, 1, width), jnp.float32))
         shared = {"units": (heads, "heads"), "dtype": dtype, "rngs": rngs}
@@ -58,14 +67,18 @@ class AttentionPool(nnx.Module):
         self.norm = None if norm_eps is None else LayerNorm(width, eps=norm_eps, dtype=dtype)
         self.mlp = Mlp(width, mlp_width, activation=activation, dropout=0.0, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N C"], *, hook: Hook | None = None) -> Float[Array, "B C"]:
-        """Hook sites are those of `dense_attention`, with `layer="pool"`."""
+    def __call__(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B C"]:
+        """Sites `q k v logits probs heads`, with one query, and those of the MLP."""
         batch, _, width = x.shape
-        latent = jnp.broadcast_to(self.latent[...].astype(x.dtype), (batch, 1, width))
+        latent = jnp.broadcast_to(self.latent[...].astype(self.dtype), (batch, 1, width))
         q = self.q(latent).reshape(batch, 1, self.heads, -1)
         k, v = jnp.moveaxis(self.kv.parts(x, 2, self.heads), 2, 0)
-        y = self.proj(dense_attention(q, k, v, hook=hook, layer="pool").reshape(batch, 1, width))
-        return (y + self.mlp(y if self.norm is None else self.norm(y)))[:, 0]
+        q = call.emit("q", q, "batch tokens heads dim")
+        k, v = (call.emit(name, value, "batch keys heads dim", free=("keys",)) for name, value in (("k", k), ("v", v)))
+        index = TokenIndex(np.zeros(1, int), np.arange(x.shape[1]), (Grid((1,)), call.grid))
+        heads = dense_attention(q, k, v, edit=call.edit("batch heads queries keys", index))
+        y = self.proj(call.emit("heads", heads, "batch tokens heads dim").reshape(batch, 1, width))
+        return (y + self.mlp(y if self.norm is None else self.norm(y), call.at("mlp")))[:, 0]
 
 
 POOLS = ("avg2", "avg", "max2", "max")
@@ -82,7 +95,7 @@ def pool_half(x: Float[Array, "B Y X C"], kind: str, padding: str) -> Float[Arra
     """
     side = 2 if kind.endswith("2") else 3
     if padding == "same":
-        around = same_pads(x.shape[1:3], side, 2)
+        around = same_pads(x.shape[1:3], (side, side), (2, 2))
     else:
         around = ((side // 2, side // 2),) * 2 if side == 3 else ((0, 0),) * 2
     shape, strides, pads = (1, side, side, 1), (1, 2, 2, 1), ((0, 0), *around, (0, 0))

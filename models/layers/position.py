@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from attn import Grid
 from models.core import sharding
-from models.core.init import scheme
+from models.core.init import normal, scheme
 from models.core.sharding import Split
 from models.layers.activation import ACTIVATIONS
 from models.layers.conv import Conv
@@ -18,7 +17,7 @@ from models.layers.linear import DType
 
 def relative_bias_table(heads: int, extents: Sequence[int], rngs: nnx.Rngs) -> nnx.Param:
     """A learned bias of each head by relative position, `[H, *extents]`, split over `tensor` by heads."""
-    table = jax.nn.initializers.normal(0.02)(rngs.params(), (heads, *extents), jnp.float32)
+    table = normal(0.02)(rngs.params(), (heads, *extents), jnp.float32)
     return sharding.parameter(table, Split(-1 - len(extents), heads, "heads"))
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from models.core.errors import unknown_name
 from models.core.init import scheme
 from models.layers.activation import ACTIVATIONS
+from models.layers.checks import check_map
 from models.layers.conv import Conv
 from models.layers.conv_norm import HE, ConvNorm
 from models.layers.linear import DType
@@ -61,6 +62,7 @@ class PatchStem(nnx.Module):
 
     def __call__(self, images: Float[Array, "B Y X I"], *, train: bool = False) -> Float[Array, "B V U C"]:
         """Sides become `ceil(n / 4)` (of another patch accordingly): zeros fill the last patches."""
+        check_map("patch embedding", images, self.proj.kernel.shape[2])
         images = to_multiple(images, self.proj.patch)
         x = self.proj(images)
         x = x.reshape(x.shape[0], *self.proj.grid_shape(*images.shape[1:3]), -1)

@@ -84,8 +84,10 @@ def adapt_positions(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping
     """
     name = "pos_embed"
     adapted, notes = dict(loaded), list[str]()
-    if name not in loaded or name not in fresh or loaded[name].shape == fresh[name].shape or loaded[name].ndim != 3:
+    if name not in loaded or name not in fresh or loaded[name].shape == tuple(fresh[name].shape):
         return adapted, notes
+    if loaded[name].ndim != 3 or len(fresh[name].shape) != 3:
+        return adapted, notes  # a map, or another model's
     table, grid = loaded[name], model.grid
     wanted = grid.prefix if model.prefix_positions else 0
     prefix, shape = _layout(table.shape[1], wanted, loaded, grid.shape)

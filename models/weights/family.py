@@ -34,6 +34,16 @@ class Dialect:
 
 
 @dataclasses.dataclass(frozen=True)
+class Translation:
+    """Arrays by the names of one of a family's layouts; the dialects that a file spoke, and sentences for the user."""
+
+    arrays: Flat
+    layout: str
+    dialects: list[str]
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """What is known of a kind of model.
 
@@ -52,6 +62,17 @@ class Family:
     published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
     layouts: Mapping[str, Callable[[Any], Table]] = dataclasses.field(default_factory=dict)
     dialects: tuple[Dialect, ...] = ()
+
+    def translate(self, arrays: Flat, model: Any) -> Translation:
+        """Arrays of a file in the names of a layout, by each dialect that recognizes them."""
+        layout, names, notes = "torch", list[str](), list[str]()
+        for dialect in self.dialects:
+            if dialect.recognize(arrays.keys()):
+                arrays, said = dialect.rewrite(arrays, model)
+                layout = dialect.layout
+                names.append(dialect.name)
+                notes += [f"names of {dialect.name}", *said]
+        return Translation(arrays, layout, names, notes)
 
 
 FAMILIES: dict[str, Family] = {}

@@ -1,22 +1,24 @@
 """Files of weights: safetensors, NumPy's `.npz` and PyTorch's `.pth`, read into and written from flat dictionaries."""
 
+import dataclasses
 import difflib
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from models.weights.torch_pickle import read_state_dict
+from models.weights.torch_pickle import read_tensors
+from models.weights.wrappings import WHICH, Unwrapped, unwrap
 
 TORCH = (".pth", ".pt", ".bin", ".pth.tar")
 SUFFIXES = (".safetensors", ".npz", *TORCH)
-_WRAPPED = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 
 
 def is_weight_file(path: str | os.PathLike[str]) -> bool:
@@ -41,32 +43,68 @@ def check(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Arrays of a file of weights by the names in it.
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Arrays by the names of the model that was saved, in the file's types; they may be read-only.
 
-    `.pth`, `.pt` and `.bin` are PyTorch's: the state dict is taken out of a training checkpoint, averaged weights where
-    there are any (`models.weights.torch_pickle.WRAPPERS`), and nothing in the file is run. `module.` before every name
-    goes away. Types stay as they are, bfloat16 included; arrays may be read-only.
+    Attributes:
+      kind: `"ema"` for averages over training steps as far as names say, else `"raw"`.
+      notes: sentences for the user: which of several sets was taken, and what was left out.
+      source: the path; empty for a mapping.
+    """
+
+    arrays: dict[str, np.ndarray]
+    kind: str
+    notes: list[str]
+    source: str
+
+
+def read(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    which: str | None = None,
+    *,
+    knows: Callable[[str], bool] = lambda name: False,
+    choice: str = WHICH,
+) -> Weights:
+    """The weights in a file or in a mapping, without what training scripts put around them
+    (`models.weights.wrappings`).
+
+    `.pth`, `.pt` and `.bin` are PyTorch's, and nothing in them is run.
+
+    Args:
+      which, knows, choice: see `models.weights.wrappings.unwrap`.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another ending, a damaged file, or one that holds more than arrays; one line.
+      ValueError: another ending, a damaged file, one that holds more than arrays, or several sets of weights of which
+        `which` does not choose one; one line.
     """
-    file = check(path)
+    if isinstance(source, Mapping):
+        found = unwrap(source, which, knows=knows, choice=choice)
+        arrays = {name: _array(name, array) for name, array in found.arrays.items()}
+        if not arrays:
+            raise ValueError("the mapping holds no arrays")
+        return Weights(arrays, found.kind, found.notes, "")
+    file = check(source)
     name = file.name.lower()
+    unwrapped: list[Unwrapped] = []
+
+    def choose(tree: Any) -> dict[str, Any]:
+        unwrapped.append(unwrap(tree, which, what=str(file), knows=knows, choice=choice))
+        return unwrapped[0].arrays
+
     if name.endswith(TORCH):
-        arrays = read_state_dict(file)
-    elif name.endswith(".npz"):
-        arrays = _read_npz(file)
+        arrays = read_tensors(file, choose)
     else:
-        try:
-            arrays = safetensors.numpy.load_file(file)
-        except (safetensors.SafetensorError, KeyError) as error:
-            raise ValueError(f"{file}: cannot be read as safetensors: {error}") from error
-    for prefix in _WRAPPED:
-        if arrays and all(key.startswith(prefix) for key in arrays):
-            arrays = {key.removeprefix(prefix): array for key, array in arrays.items()}
-    return arrays
+        arrays = choose(_read_npz(file) if name.endswith(".npz") else _read_safetensors(file))
+        if not arrays:
+            raise ValueError(f"{file}: holds no arrays")
+    return Weights(arrays, unwrapped[0].kind, unwrapped[0].notes, str(file))
+
+
+def read_weights(source: str | os.PathLike[str] | Mapping[str, Any], which: str | None = None) -> dict[str, np.ndarray]:
+    """Arrays of a file of weights, or of a mapping, by name: those of `read`, which see."""
+    return read(source, which).arrays
 
 
 def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -83,6 +121,23 @@ def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndar
     except safetensors.SafetensorError as error:
         kind = OSError if "I/O error" in str(error) else ValueError
         raise kind(f"{path}: cannot be written as safetensors: {error}") from error
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (TypeError, RuntimeError, ValueError) as error:  # PyTorch's, of a type without NumPy's or with a gradient
+        raise ValueError(f"{name} of the mapping cannot be read as an array: {error}") from error
+    if array.dtype == object:
+        raise ValueError(f"{name} of the mapping is no array, but {type(value).__name__}")
+    return array
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(file)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(f"{file}: cannot be read as safetensors: {error}") from error
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """Official weights into a model and out of it."""
 
+import dataclasses
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,19 +11,18 @@ import numpy as np
 from flax import nnx
 
 from models.core.errors import unknown_name
-from models.core.state import Flat, split, stack, unrolled_names, unstack
+from models.core.state import Flat, split, stack, unrolled, unstack
+from models.weights import files, report
 from models.weights.adapt import STEPS
 from models.weights.family import family_of
-from models.weights.files import read_weights, write_safetensors
+from models.weights.files import Weights, write_safetensors
 from models.weights.table import Reading
+from models.weights.wrappings import WHICH
 
-Source = str | os.PathLike[str] | Mapping[str, Any]
-_LAYER = re.compile(r"(?<=[._])\d+(?=[./])")
-NESTED = ("model", "state_dict")
-"""Where a mapping that holds more than weights keeps them, as DeiT's and timm's checkpoints do."""
+Source = str | os.PathLike[str] | Mapping[str, Any] | Weights
 
 
-def load_weights(model: nnx.Module, source: Source) -> list[str]:
+def load_weights(model: nnx.Module, source: Source, which: str | None = None) -> list[str]:
     """Reads official weights into a model, in place.
 
     The names may be those of any dialect of the model's family (`docs/weights.md`). Arrays keep their dtype and
@@ -32,16 +31,19 @@ def load_weights(model: nnx.Module, source: Source) -> list[str]:
     Args:
       model: changed only if everything fits.
       source: a file (safetensors, `.npz`, `.pth`, `.pt`, `.bin`) or a mapping of names to arrays.
+      which: of several sets of weights in it, `"raw"` or `"ema"` (the moving average), or the key of one; None where
+        there is one.
 
     Returns:
-      One sentence for each adaptation: a classifier that starts anew, positions that were resampled ...
+      One sentence for each adaptation (a classifier that starts anew, positions that were resampled ...), and which
+      weights of a training checkpoint were taken.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file cannot be read, or does not fit the model; all that is missing, left over or of another shape
-        in one line.
+      ValueError: the file cannot be read, holds several sets of weights, NaN or infinity, or does not fit the model
+        (`models.weights.report.Misfit`, whose `report` lists everything); one line.
     """
-    params, state, notes = convert_weights(model, source)
+    params, state, notes = convert_weights(model, source, which)
     _, own_params, own_state = split(model)
     own = {**own_params, **own_state}
     loaded = {**stack(params, like=own_params), **stack(state, like=own_state)}
@@ -54,12 +56,12 @@ def load_weights(model: nnx.Module, source: Source) -> list[str]:
     return notes
 
 
-def convert_weights(model: nnx.Module, source: Source) -> tuple[Flat, Flat, list[str]]:
+def convert_weights(model: nnx.Module, source: Source, which: str | None = None) -> tuple[Flat, Flat, list[str]]:
     """Official weights as flat dictionaries with unrolled names, for code that holds no model.
 
     Args:
       model: says what is needed; it is not changed. Where a classifier starts anew, its own values are taken.
-      source: see `load_weights`.
+      source, which: see `load_weights`; or what `read` returned.
 
     Returns:
       `(params, state, notes)`: NumPy arrays by unrolled name in the model's dtypes, and sentences as in `load_weights`.
@@ -67,33 +69,84 @@ def convert_weights(model: nnx.Module, source: Source) -> tuple[Flat, Flat, list
     Raises:
       FileNotFoundError, ValueError: see `load_weights`.
     """
-    family, layout = family_of(model), "torch"
-    path = "" if isinstance(source, Mapping) else f"{os.fspath(source)}: "
-    arrays = _flat(source) if isinstance(source, Mapping) else read_weights(source)
+    weights = read(model, source, which)
+    where = f"{weights.source}: " if weights.source else ""
+    fitted = _fit(model, weights)
+    if fitted.differences:
+        raise report.misfit(fitted.differences, weights.arrays, model, where)
+    if fitted.not_finite:
+        raise ValueError(where + fitted.not_finite)
     _, params, state = split(model)
-    own = _unrolled({**params, **state})
+    parts = (unrolled(params), unrolled(state))
+    new_params, new_state = ({name: fitted.loaded[name] for name in part} for part in parts)
+    return new_params, new_state, fitted.notes
 
-    notes: list[str] = []
-    for dialect in family.dialects:
-        if dialect.recognize(arrays.keys()):
-            arrays, said = dialect.rewrite(arrays, model)
-            layout = dialect.layout
-            notes += [f"names of {dialect.name}", *said]
+
+def compare_weights(model: nnx.Module, source: Source, which: str | None = None) -> str:
+    """All that differs between a source of weights and a model, as text of several lines; `fits` and what would be
+    adapted where nothing does.
+
+    Args:
+      model, source, which: see `load_weights`; nothing is changed.
+
+    Raises:
+      FileNotFoundError, ValueError: the source cannot be read.
+    """
+    weights = read(model, source, which)
+    fitted = _fit(model, weights)
+    if fitted.differences:
+        looks, _ = report.looks_like(weights.arrays, model)
+        return "\n".join(filter(None, [report.text(fitted.differences, looks), fitted.not_finite]))
+    return fitted.not_finite or "\n".join(["fits", *fitted.notes])
+
+
+def read(model: nnx.Module, source: Source, which: str | None = None, *, choice: str = WHICH) -> Weights:
+    """The arrays of a source without what training scripts put around them, as `convert_weights` takes them.
+
+    Args:
+      model: its names are no wrappings.
+      source, which: see `load_weights`.
+      choice: how the user says `which`, for messages: `"--{}"`.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load_weights`.
+    """
+    family = family_of(model)
+    if isinstance(source, Weights):
+        return source
+    table = family.layouts["torch"](model) if "torch" in family.layouts else None
+    return files.read(source, which, knows=table.knows if table else lambda name: False, choice=choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """Weights by our unrolled names, and what is to be said: notes, what does not fit, and what is no number."""
+
+    loaded: dict[str, np.ndarray]
+    notes: list[str]
+    differences: report.Differences
+    not_finite: str
+
+
+def _fit(model: nnx.Module, weights: Weights) -> _Fitted:
+    family = family_of(model)
+    _, params, state = split(model)
+    own = unrolled({**params, **state})
+    found = family.translate(weights.arrays, model)
+    notes = [*weights.notes, *found.notes]
     shapes = {name: tuple(value.shape) for name, value in own.items()}
-    reading = family.layouts[layout](model).read(arrays, shapes)
-    loaded, problems = _typed(reading.arrays, own), reading.problems
+    reading = family.layouts[found.layout](model).read(found.arrays, shapes)
+    typed, problems = _typed(reading.arrays, own), reading.problems
+    loaded = typed
     for step in STEPS:
         try:
             loaded, said = step(model, loaded, own)
             notes += said
         except ValueError as error:
             problems.append(str(error))
-    problems += _mismatches(loaded, own, reading)
-    if problems:
-        raise ValueError(f"{path}the weights do not fit the model: {'; '.join(problems)}")
-    parts = (_unrolled(params), _unrolled(state))
-    new_params, new_state = ({name: loaded[name] for name in part} for part in parts)
-    return new_params, new_state, notes
+    taken = {name: array for name, array in typed.items() if name in own and name in loaded}
+    not_finite = _not_finite(taken, loaded, reading)
+    return _Fitted(loaded, notes, report.differences(loaded, own, reading, problems), not_finite)
 
 
 def export_weights(
@@ -123,79 +176,36 @@ def export_weights(
     return arrays
 
 
-def _flat(source: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    while nested := next((key for key in NESTED if isinstance(source.get(key), Mapping)), None):
-        source = source[nested]
-    return {name: np.asarray(value) for name, value in source.items()}
-
-
-def _unrolled(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """By layer: shapes for what is scanned, and everything else (a classifier that may start anew) as it is."""
-    result: dict[str, Any] = {}
-    for name, value in flat.items():
-        names = unrolled_names(name, *value.shape[:1] or (0,))
-        layer = value if names == [name] else jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
-        result |= dict.fromkeys(names, layer)
-    return result
-
-
 def _typed(loaded: Mapping[str, np.ndarray], own: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """In the model's dtypes, floating point from floating point and integers from integers."""
 
     def alike(a: Any, b: Any) -> bool:
         return any(jnp.issubdtype(a, kind) and jnp.issubdtype(b, kind) for kind in (jnp.floating, jnp.integer))
 
-    return {
-        name: value.astype(own[name].dtype) if name in own and alike(value.dtype, own[name].dtype) else value
-        for name, value in loaded.items()
-    }
+    with np.errstate(over="ignore"):  # what becomes infinite is said
+        return {
+            name: value.astype(own[name].dtype) if name in own and alike(value.dtype, own[name].dtype) else value
+            for name, value in loaded.items()
+        }
 
 
-def _mismatches(loaded: Mapping[str, np.ndarray], own: Mapping[str, Any], reading: Reading) -> list[str]:
-    """Everything that differs, grouped by kind; layers that differ alike are one entry."""
+def _not_finite(taken: Mapping[str, np.ndarray], loaded: Mapping[str, np.ndarray], reading: Reading) -> str:
+    """One sentence if floats of the file are NaN or infinite, or become so in the model's type.
 
-    def here(name: str) -> str:
-        return f"{name} {list(own[name].shape)}"
+    Args:
+      taken: arrays of the file in the model's types.
+      loaded: what the model would get.
+    """
 
-    def there(name: str) -> str:
-        return " + ".join(reading.origin.get(name, (name,)))
+    def finite(value: np.ndarray) -> bool:
+        return not jnp.issubdtype(value.dtype, jnp.inexact) or bool(np.isfinite(value).all())
 
-    missing = [f"{here(name)} (from {there(name)})" for name in own if name not in loaded]
-    left = [f"{there(name)} {list(value.shape)}" for name, value in loaded.items() if name not in own] + reading.unknown
-    shapes = [
-        f"{name} is {list(value.shape)} in the file ({there(name)}), {list(own[name].shape)} in the model"
-        for name, value in loaded.items()
-        if name in own and value.shape != tuple(own[name].shape)
-    ]
-    types = [
-        f"{name} is {value.dtype} in the file ({there(name)}), {own[name].dtype} in the model"
-        for name, value in loaded.items()
-        if name in own and value.dtype != own[name].dtype
-    ]
-    kinds = {"missing": missing, "left over": left, "of another shape": shapes, "of another type": types}
-    return [f"{len(entries)} {kind}: {', '.join(_folded(entries))}" for kind, entries in kinds.items() if entries]
-
-
-def _folded(entries: Sequence[str]) -> list[str]:
-    """Entries that differ in the first number of their names only, as one: `blocks.{0-11}.norm1.bias [384]`."""
-    groups: dict[str, list[int]] = {}
-    single: dict[str, str] = {}
-    for entry in entries:
-        match = _LAYER.search(entry)
-        number = match[0] if match else ""
-        # Once in each name: a block's own number, not that of a branch inside it.
-        key = " ".join(re.sub(rf"(?<=[._]){number}(?=[./])", "\0", word, count=1) for word in entry.split(" "))
-        key = key if match else entry
-        groups.setdefault(key, []).append(int(number or 0))
-        single[key] = entry
-    return [
-        single[key] if len(numbers) == 1 else key.replace("\0", f"{{{_ranges(numbers)}}}")
-        for key, numbers in groups.items()
-    ]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`0-11` or `0-2,5`."""
-    starts = [n for n in sorted(numbers) if n - 1 not in numbers]
-    ends = [n for n in sorted(numbers) if n + 1 not in numbers]
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    # A classifier that starts anew is not the file's.
+    wrong = [name for name, array in taken.items() if not (finite(array) or finite(loaded[name]))]
+    if not wrong:
+        return ""
+    what = "NaN or infinity"
+    if finite(reading.arrays[wrong[0]]):
+        what = f"numbers that {taken[wrong[0]].dtype} cannot hold"
+    first = " + ".join(reading.origin.get(wrong[0], wrong[:1]))
+    return f"{first} holds {what}" + (f" ({len(wrong)} arrays do)" if wrong[1:] else "")

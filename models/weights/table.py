@@ -217,6 +217,14 @@ class Table:
         self._by_ours = _index((name, row) for row in self.rows for name in row.ours)
         self._by_theirs = _index((name, row) for row in self.rows for name in (*row.theirs, *row.constants))
 
+    def knows(self, name: str) -> bool:
+        """Whether a row has this name of theirs, for some numbers."""
+        return any(True for _ in _matches(self._by_theirs, name))
+
+    def kinds(self) -> set[str]:
+        """Their names without numbers."""
+        return set(self._by_theirs)
+
     def plan(self, names: Iterable[str]) -> list[Step]:
         """The rows that hold these parameters of ours, each name in exactly one.
 
@@ -293,30 +301,33 @@ class Table:
         return [name for row in self.rows for name in row.ours]
 
 
-Index = dict[str, list[tuple[str, re.Pattern[str], Row]]]
+Index = dict[str, list[tuple[str, list[str], Row]]]
+"""Rows by the kind of a name of theirs: that name and its numbers, `{}` or digits."""
 
 
 def _index(entries: Iterable[tuple[str, Row]]) -> Index:
     index: Index = defaultdict(list)
     for name, row in entries:
-        alike = index[_shape(name)]
-        for other, _, _ in alike:
-            pairs = zip(_NUMBER.findall(name), _NUMBER.findall(other), strict=True)
-            if all(a == b or "{}" in (a, b) for a, b in pairs):
+        alike, numbers = index[kind_of(name)], _NUMBER.findall(name)
+        for other, others, _ in alike:
+            if all(a == b or "{}" in (a, b) for a, b in zip(numbers, others, strict=True)):
                 raise ValueError(f"weight table: ambiguous: {name} and {other} fit the same name")
-        alike.append((name, re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")), row))
+        alike.append((name, numbers, row))
     return index
 
 
-def _shape(name: str) -> str:
+def kind_of(name: str) -> str:
     """The name without its numbers: what two patterns that fit the same name have in common."""
     return _NUMBER.sub("#", name)
 
 
 def _matches(index: Index, name: str) -> Iterator[tuple[Row, tuple[str, ...]]]:
-    for _, pattern, row in index.get(_shape(name), ()):
-        if match := pattern.fullmatch(name):
-            yield row, match.groups()
+    numbers = _NUMBER.findall(name)
+    if "{}" in numbers:
+        return
+    for _, wanted, row in index.get(kind_of(name), ()):
+        if all(a in ("{}", b) for a, b in zip(wanted, numbers, strict=True)):
+            yield row, tuple(b for a, b in zip(wanted, numbers, strict=True) if a == "{}")
 
 
 def _step(row: Row, numbers: tuple[str, ...]) -> Step:

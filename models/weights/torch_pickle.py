@@ -15,16 +15,13 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from typing_extensions import override
-
-# Keys under which training scripts keep the weights, the most wanted first: averaged ones come before raw ones.
-WRAPPERS = ("model_ema", "state_dict_ema", "teacher", "model", "state_dict", "module")
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _TYPES = {
@@ -67,13 +64,13 @@ class _Storage(NamedTuple):
     dtype: str
 
 
-class _Tensor(NamedTuple):
+class Tensor(NamedTuple):
     """A view of a storage, in elements. A tuple, because a pickle can change the attributes of other objects."""
 
     storage: str
     dtype: str
     offset: int
-    size: tuple[int, ...]
+    shape: tuple[int, ...]
     stride: tuple[int, ...]
 
 
@@ -128,25 +125,25 @@ class _Function:
         raise ValueError("its pickle tries to change a function")
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> _Tensor:
+def _rebuild_tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
     return _tensor(storage, offset, size, stride, storage.dtype)
 
 
 def _rebuild_typed_tensor(
     storage: _Storage, offset: int, size: Any, stride: Any, grad: Any, hooks: Any, dtype: str, *_: Any
-) -> _Tensor:
+) -> Tensor:
     return _tensor(storage, offset, size, stride, dtype)
 
 
-def _rebuild_parameter(data: _Tensor, *_: Any) -> _Tensor:
+def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
 
-def _tensor(storage: _Storage, offset: int, size: Any, stride: Any, dtype: str) -> _Tensor:
+def _tensor(storage: _Storage, offset: int, size: Any, stride: Any, dtype: str) -> Tensor:
     numbers = [offset, *size, *stride]
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or len(size) != len(stride):
         raise ValueError(f"a tensor has offset {offset}, size {tuple(size)} and stride {tuple(stride)}")
-    return _Tensor(storage.key, dtype, offset, tuple(size), tuple(stride))
+    return Tensor(storage.key, dtype, offset, tuple(size), tuple(stride))
 
 
 _GLOBALS: dict[tuple[str, str], Any] = {
@@ -166,7 +163,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: Any):
         super().__init__(file)
         self.storage_types: dict[str, str] = {}
 
@@ -191,27 +188,25 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(key, dtype)
 
 
-def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that `torch.save` wrote, by name; dictionaries in dictionaries give dotted names.
+def read_tensors(path: Path, choose: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
+    """Arrays of a file that `torch.save` wrote, by name. They may be read-only, and share memory where the tensors did.
 
-    Of a training checkpoint these are the entries under the first of `WRAPPERS` that it has. What is no array (epoch,
-    arguments) is left out. Arrays may be read-only, and share memory where the tensors did.
+    Args:
+      choose: `what was saved -> {name: tensor}`; only these are read. Its errors pass.
 
     Raises:
-      ValueError: the file is no such file, is damaged, holds no arrays, or its pickle asks for something that is not
-        data.
+      ValueError: the file is no such file, is damaged, `choose` finds nothing in it, or its pickle asks for something
+        that is not data.
     """
     with path.open("rb") as file:
-        try:
+        with _one_line(path):
             tree, read = (_open_archive if zipfile.is_zipfile(file) else _open_stream)(file)
-            tensors = dict(_flat(_unwrapped(tree)))
+        tensors = choose(tree)
+        if not tensors:
+            raise ValueError(f"{path}: holds {_kind(tree)}")
+        with _one_line(path):
             raw = {key: read(key) for key in dict.fromkeys(tensor.storage for tensor in tensors.values())}
-            arrays = {name: _array(name, tensor, raw[tensor.storage]) for name, tensor in tensors.items()}
-        except _DAMAGED as error:
-            raise ValueError(f"{path}: cannot be read as PyTorch weights: {error or type(error).__name__}") from error
-    if not arrays:
-        raise ValueError(f"{path}: holds no arrays, but {_kind(tree)}")
-    return arrays
+            return {name: _array(name, tensor, raw[tensor.storage]) for name, tensor in tensors.items()}
 
 
 # What pickle and zipfile raise on bytes that are something else.
@@ -221,7 +216,15 @@ _DAMAGED = (
 )
 
 
-def _open_archive(file: IO[bytes]) -> tuple[Any, Callable[[str], bytes]]:
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGED as error:
+        raise ValueError(f"{path}: cannot be read as PyTorch weights: {error or type(error).__name__}") from error
+
+
+def _open_archive(file: Any) -> tuple[Any, Callable[[str], bytes]]:
     archive = zipfile.ZipFile(file)
     pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
@@ -235,7 +238,7 @@ def _open_archive(file: IO[bytes]) -> tuple[Any, Callable[[str], bytes]]:
     return tree, lambda key: archive.read(f"{folder}data/{key}")
 
 
-def _open_stream(file: IO[bytes]) -> tuple[Any, Callable[[str], bytes]]:
+def _open_stream(file: Any) -> tuple[Any, Callable[[str], bytes]]:
     file.seek(0)
     magic, protocol = _Unpickler(file).load(), None
     if magic == _MAGIC:
@@ -263,31 +266,16 @@ def _open_stream(file: IO[bytes]) -> tuple[Any, Callable[[str], bytes]]:
     return tree, read
 
 
-def _unwrapped(tree: Any) -> Any:
-    for key in WRAPPERS:
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-            return _unwrapped(tree[key])
-    return tree
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, _Tensor]]:
-    if isinstance(tree, _Tensor):
-        yield prefix, tree
-    elif isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _array(name: str, tensor: _Tensor, content: bytes) -> np.ndarray:
+def _array(name: str, tensor: Tensor, content: bytes) -> np.ndarray:
     dtype = _dtype(tensor.dtype)
     flat = np.frombuffer(content, dtype)
-    if 0 in tensor.size:
-        return np.zeros(tensor.size, dtype)
-    end = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True)) + 1
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, dtype)
+    end = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True)) + 1
     if end > flat.size:
         raise ValueError(f"{name} reaches element {end} of a storage of {flat.size}")
     strides = [step * dtype.itemsize for step in tensor.stride]
-    view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.size, strides, writeable=False)
+    view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
     return np.asarray(view, order="C")
 
 
@@ -296,9 +284,12 @@ def _dtype(name: str) -> np.dtype:
 
 
 def _kind(tree: Any) -> str:
+    """What there is instead of arrays by name."""
+    if isinstance(tree, Tensor):
+        return "a single tensor without a name"
     if not isinstance(tree, dict):
-        return f"a {type(tree).__name__.strip('_').lower()}"
+        return f"no arrays, but a {type(tree).__name__.strip('_').lower()}"
     if not tree:
-        return "an empty dictionary"
+        return "no arrays, but an empty dictionary"
     names = [str(key) for key in tree]
-    return f"a dictionary of {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+    return f"no arrays, but a dictionary of {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"

@@ -62,29 +62,32 @@ def test_query_that_sees_nothing_gets_zeros_and_finite_gradients(qkv):
     assert not gradient[:, 2].any()
 
 
-def test_hook_sees_every_site_in_order_and_can_edit(qkv):
-    sites = []
+def test_an_edit_sees_logits_and_probabilities_and_may_change_them(qkv):
+    """Logits are those after scale, bias and mask; the logsumexp is that of edited ones."""
+    mask = np.ones((1, 1, 5, 7), bool)
+    mask[..., 3] = False
+    seen = {}
 
-    def remember(site, value, layer):
-        sites.append((site, value.shape, layer))
+    def remember(site, value):
+        seen[site] = value
         return value
 
-    plain = dense_attention(*qkv)
-    np.testing.assert_array_equal(dense_attention(*qkv, hook=remember, layer=4), plain)
-    assert sites == [
-        ("q", (2, 5, 3, 4), 4),
-        ("k", (2, 7, 3, 4), 4),
-        ("v", (2, 7, 3, 6), 4),
-        ("logits", (2, 3, 5, 7), 4),
-        ("probs", (2, 3, 5, 7), 4),
-        ("heads", (2, 5, 3, 6), 4),
-    ]
-    for edited in ("q", "k", "v", "logits", "probs", "heads"):
+    options = {"mask": mask, "bias": np.full((1, 3, 1, 1), 0.5, np.float32), "return_lse": True}
+    plain, lse = dense_attention(*qkv, **options)
+    np.testing.assert_array_equal(dense_attention(*qkv, edit=remember, **options)[0], plain)
+    assert list(seen) == ["logits", "probs"]
+    expected = np.einsum("bnhd,bmhd->bhnm", *qkv[:2]) / 2 + 0.5
+    np.testing.assert_allclose(seen["logits"], np.where(mask, expected, np.finfo(np.float32).min), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(np.exp(seen["logits"] - np.swapaxes(lse, 1, 2)[..., None]), seen["probs"], atol=1e-6)
 
-        def twice(site, value, layer, edited=edited):
-            return value * 2 if site == edited else value
+    def cold(site, value):
+        return value * 0.5 if site == "logits" else value
 
-        assert not np.allclose(dense_attention(*qkv, hook=twice), plain), edited
+    found, lse = dense_attention(*qkv, edit=cold, return_lse=True)
+    np.testing.assert_allclose(found, attention_oracle(*qkv, scale=0.25), atol=2e-6)
+    np.testing.assert_allclose(lse, dense_attention(*qkv, scale=0.25, return_lse=True)[1], atol=1e-6)
+    halved = dense_attention(*qkv, edit=lambda site, value: value * 0.5 if site == "probs" else value)
+    np.testing.assert_allclose(halved, attention_oracle(*qkv) / 2, atol=2e-6)
 
 
 def test_attention_dropout_keeps_the_mean_and_needs_a_key(qkv):

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from jaxprs import steps
 from lowering import lowered
 
 from attn import dense_attention, explain, fallback
-from attn.dense import splash, xla
+from attn.dense import cudnn, splash, xla
 
 MASK = np.tril(np.ones((1, 1, 12, 12), bool))
 
@@ -58,7 +59,7 @@ def test_a_kernel_runs_where_it_is_worth_it():
     [
         ({"mask": jnp.ones((1, 1, 1, 1536), bool)}, "has no mask"),
         ({"bias": jnp.ones((1, 4, 1, 1536)), "dropout": 0.1, "key": jax.random.key(0)}, "has no bias and no dropout"),
-        ({"hook": lambda site, value, layer: value}, "has no hook"),
+        ({"edit": lambda site, value: value}, "has no look at the maps"),
         ({"scale": jnp.ones(())}, "has no scale that is an array"),
     ],
 )
@@ -76,8 +77,55 @@ def test_what_no_kernel_has_is_a_fallback_that_is_seen(options, reason):
 def test_other_reasons_to_refuse():
     for inputs, reason in ((shapes(1536, "float32"), "is for bfloat16"), (shapes(1536, dim=160), "multiples of 128")):
         assert reason in explain(dense_attention, *inputs)["tpu"].refused["splash"]
-    # Without CUDA it is not there, with CUDA it does not take float32.
-    assert explain(dense_attention, *shapes(64, "float32"))["cuda"].fallback_from == "cudnn"
+    for inputs, reason in (
+        (shapes(64, "float32"), "dtype float32; cuDNN takes bfloat16 and float16"),
+        (shapes(64, dim=60), "head dims 60 and 60; cuDNN takes one, a multiple of 8 up to 128"),
+        (shapes(64, dim=136), "head dims 136 and 136"),
+    ):
+        choice = explain(dense_attention, *inputs)["cuda"]
+        assert (choice.implementation, choice.fallback_from) == ("xla", "cudnn")
+        assert reason in choice.refused["cudnn"]
+
+
+@pytest.mark.parametrize("said", [None, "this machine lowers nothing to cuDNN"])
+def test_a_trace_does_not_depend_on_the_machine(monkeypatch, said):
+    """What cuDNN takes is one equation whether this machine has it or not; who lowers finds out."""
+    monkeypatch.setattr(cudnn, "unavailable", lambda: said)
+
+    def run(q, k, v):
+        return dense_attention(q, k, v)
+
+    assert steps(run, *shapes(64)) == ["forward"]
+    assert explain(run, *shapes(64))["cuda"].implementation == ("xla" if said else "cudnn")
+    # What no kernel takes anywhere is differentiated as it stands, with its maps kept.
+    assert steps(run, *shapes(64, "float32")) == []
+
+
+def test_of_cudnn_nothing_is_taken_in_half_precision():
+    """It would hand out a logsumexp of eight bits."""
+    choice = explain(functools.partial(dense_attention, return_lse=True), *shapes(64))["cuda"]
+    assert choice.refused["cudnn"] == "the logsumexp, which cuDNN hands out in half precision only"
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (8, 5), (7, 6), (6, 6)])
+def test_gradients_for_cudnn_are_of_even_numbers_of_tokens(monkeypatch, queries, keys):
+    """Which is what cuDNN has them for; seen by XLA in its place."""
+    honest = jax.nn.dot_product_attention
+
+    def even(q, k, v, *, implementation, **options):
+        assert (implementation, q.shape[1] % 2, k.shape[1] % 2) == ("cudnn", 0, 0)
+        return honest(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", even)
+    rng = np.random.default_rng(0)
+    q, k, v, d_out = (
+        jnp.asarray(rng.normal(size=(2, n, heads, 8)), jnp.float32)
+        for n, heads in ((queries, 4), (keys, 2), (keys, 2), (queries, 4))
+    )
+    found = cudnn.backward(q, k, v, d_out, scale=0.3, with_lse=False)
+    attend = functools.partial(dense_attention, scale=0.3, implementation="reference")
+    for one, other in zip(found, jax.vjp(attend, q, k, v)[1](d_out), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_an_implementation_by_name():
@@ -99,10 +147,11 @@ def test_an_implementation_by_name():
 
 
 def written_out(q, k, v):
-    """What dense attention has always computed on a CPU, operation by operation."""
-    q, k, v = (jnp.swapaxes(array, 1, 2) for array in (q * q.shape[-1] ** -0.5, k, v))
-    probs = jax.nn.softmax(jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32), axis=-1)
-    return jnp.swapaxes(jnp.einsum("bhnm,bhme->bhne", probs.astype(v.dtype), v), 1, 2)
+    """What dense attention computes on a CPU, operation by operation: sums and the scale are in float32."""
+    q, k, v = (jnp.swapaxes(array, 1, 2) for array in (q, k, v))
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(q.shape[-1] ** -0.5 * product("bhnd,bhmd->bhnm", q, k), axis=-1)
+    return jnp.swapaxes(product("bhnm,bhme->bhne", probs.astype(v.dtype), v).astype(v.dtype), 1, 2)
 
 
 @pytest.mark.smoke
@@ -133,11 +182,17 @@ def test_splash_attention_computes_the_same(keys):
     d_out = arrays(130, keys, batch=1, heads=1, dim=16, seed=1)[0]
 
     def run(module):
-        return jax.jit(lambda *inputs: module.backward(*inputs, scale=0.3))(q, k, v, d_out)
+        def both(*inputs):
+            forward = module.forward(*inputs[:3], scale=0.3, with_lse=True)
+            return *forward, *module.backward(*inputs, scale=0.3, with_lse=False)
 
-    expected = [xla.forward(q, k, v, scale=0.3)[0], *run(xla)]
+        return jax.jit(both)(q, k, v, d_out)
+
+    expected = run(xla)
     with pltpu.force_tpu_interpret_mode():
-        found = [jax.jit(lambda *inputs: splash.forward(*inputs, scale=0.3))(q, k, v)[0], *run(splash)]
+        found = run(splash)
+    # The scale, no power of two, rounds nothing of the logits.
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
     for one, other in zip(found, expected, strict=True):
         one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
         assert np.abs(one - other).max() < 0.01 * np.abs(other).max()

@@ -18,6 +18,7 @@ from attn.halo import halo_attention, haloed_windows
 from benchmarks import halo_sides
 from models.attention.bottleneck import BottleneckAttention
 from models.attention.halo import HaloAttention
+from models.core.call import Call, Memory
 
 # Compiling takes longer than these programs run.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -44,9 +45,9 @@ def position(q, height_rel, width_rel, query, key, sides):
     return q @ height_rel[down] + q @ width_rel[right]
 
 
-def halo_loops(q, k, v, height_rel, width_rel, *, block, halo, stride, scale, scale_positions):
+def halo_loops(q, k, v, height_rel, width_rel, *, block_size, halo_size, stride, scale, scale_positions):
     """Every query by itself: the keys of its block's window in order, zeros outside the map."""
-    rows, columns = k.shape[1:3]
+    rows, columns, block, halo = *k.shape[1:3], block_size, halo_size
     window = block + 2 * halo
     out = np.zeros((*q.shape[:4], v.shape[-1]))
     for b, y, x, h in itertools.product(*map(range, q.shape[:4])):
@@ -85,7 +86,13 @@ def operands(block, halo, stride, shape, width=3, values=2, heads=2, batch=2):
 )
 def test_function_and_gradients_equal_loops(block, halo, stride, shape, scale_positions):
     arrays = operands(block, halo, stride, shape)
-    settings = {"block": block, "halo": halo, "stride": stride, "scale": 0.6, "scale_positions": scale_positions}
+    settings = {
+        "block_size": block,
+        "halo_size": halo,
+        "stride": stride,
+        "scale": 0.6,
+        "scale_positions": scale_positions,
+    }
 
     def ours(q, k, v, height_rel, width_rel):
         return halo_attention(q, k, v, height_rel=height_rel, width_rel=width_rel, **settings)
@@ -113,8 +120,10 @@ def test_function_and_gradients_equal_loops(block, halo, stride, shape, scale_po
 def test_scale_is_that_of_the_head_width_and_tables_may_be_left_out():
     q, k, v, table, _ = operands(4, 1, 1, (8, 8))
     none = np.zeros_like(table)
-    expected = halo_loops(q, k, v, none, none, block=4, halo=1, stride=1, scale=3**-0.5, scale_positions=False)
-    np.testing.assert_allclose(run(partial(halo_attention, block=4, halo=1), q, k, v), expected, atol=1e-5)
+    expected = halo_loops(
+        q, k, v, none, none, block_size=4, halo_size=1, stride=1, scale=3**-0.5, scale_positions=False
+    )
+    np.testing.assert_allclose(run(partial(halo_attention, block_size=4, halo_size=1), q, k, v), expected, atol=1e-5)
 
 
 def test_the_benchmark_is_the_operator():
@@ -123,7 +132,7 @@ def test_the_benchmark_is_the_operator():
     out, *gradients = run(
         partial(halo_sides.both, heads=2, block=4, halo=1), *packed, height_rel, width_rel, np.ones_like(packed[2])
     )
-    settings = {"block": 4, "halo": 1, "stride": 1, "scale": 3**-0.5, "scale_positions": False}
+    settings = {"block_size": 4, "halo_size": 1, "stride": 1, "scale": 3**-0.5, "scale_positions": False}
     expected = halo_loops(q, k, v, height_rel, width_rel, **settings)
     np.testing.assert_allclose(out, expected.reshape(out.shape), atol=1e-5)
     assert [one.shape for one in gradients] == [array.shape for array in (*packed, height_rel, width_rel)]
@@ -148,7 +157,7 @@ def test_no_map_of_all_pairs_is_made():
     table = jax.ShapeDtypeStruct((2 * 14 - 1, 4), jnp.float32)
 
     def attend(q, k, v, rel):
-        return halo_attention(q, k, v, block=8, halo=3, height_rel=rel, width_rel=rel).sum()
+        return halo_attention(q, k, v, block_size=8, halo_size=3, height_rel=rel, width_rel=rel).sum()
 
     jaxpr = jax.make_jaxpr(jax.grad(attend, argnums=(0, 1, 2, 3)))(x, x, x, table)
     sizes = [int(np.prod(v.aval.shape)) for equation in jaxpr.eqns for v in equation.outvars]
@@ -176,24 +185,25 @@ def test_bottleneck_attention_equals_loops(scale_positions):
         np.testing.assert_allclose(found[b, *query, h], expected, atol=1e-5)
 
 
-def test_hook_sees_blocks():
+def test_an_edit_sees_blocks():
     q, k, v, height_rel, width_rel = operands(4, 1, 1, (8, 4), heads=3)
 
     def attend(q, k, v, height_rel, width_rel):
         seen = {}
 
-        def look(site, value, layer):
+        def edit(site, value):
             seen[site] = value
-            assert layer == 7
-            return jnp.zeros_like(value) if site == "heads" else value
+            # The second block of the first example gives nothing.
+            return value.at[0, 1].set(0) if site == "probs" else value
 
-        settings = {"height_rel": height_rel, "width_rel": width_rel, "hook": look, "layer": 7}
-        return halo_attention(q, k, v, block=4, halo=1, **settings), seen
+        settings = {"height_rel": height_rel, "width_rel": width_rel, "edit": edit}
+        return halo_attention(q, k, v, block_size=4, halo_size=1, **settings), seen
 
     out, seen = run(attend, q, k, v, height_rel, width_rel)
-    assert not np.any(out)
-    assert seen["q"].shape == (4, 16, 3, 3)
-    assert seen["logits"].shape == seen["probs"].shape == (4, 3, 16, 36)
+    assert not np.any(out[0, 4:])
+    assert np.all(np.any(out, (3, 4)).reshape(2, 2, 16), -1).tolist() == [[True, False], [True, True]]
+    assert list(seen) == ["logits", "probs"]
+    assert seen["logits"].shape == seen["probs"].shape == (2, 2, 3, 16, 36)
     np.testing.assert_allclose(seen["probs"].sum(-1), 1, atol=1e-5)
     # Keys of zeros outside the map are not masked.
     assert float(seen["probs"].min()) > 0
@@ -202,16 +212,16 @@ def test_hook_sees_blocks():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block": 3}, r"block=3: does not divide a map of \(8, 4\)"),
+        ({"block_size": 3}, r"block_size=3: does not divide a map of \(8, 4\)"),
         ({"stride": 3}, "stride=3: does not divide a block of 4"),
         ({"stride": 2}, r"queries on a map of \(8, 4\) with stride 2 do not fit keys on one of \(8, 4\)"),
         ({"width_rel": None}, "give height_rel and width_rel, or neither"),
-        ({"halo": 2}, r"keys on a map of \(8, 8\) need tables of 15 and 15 rows, not 11 and 11"),
+        ({"halo_size": 2}, r"keys on a map of \(8, 8\) need tables of 15 and 15 rows, not 11 and 11"),
     ],
 )
 def test_a_wrong_argument_is_one_line(change, message):
-    q, k, v, height_rel, width_rel = operands(4, 1, 1, (8, 4))
-    options = {"block": 4, "halo": 1, "height_rel": height_rel, "width_rel": width_rel} | change
+    q, k, v, height_rel, width_rel = (array.astype(np.float32) for array in operands(4, 1, 1, (8, 4)))
+    options = {"block_size": 4, "halo_size": 1, "height_rel": height_rel, "width_rel": width_rel} | change
     with pytest.raises(ValueError, match=message):
         attn.halo_attention(q, k, v, **options)
 
@@ -233,7 +243,7 @@ def module(kind, *arguments, **options):
 
 def call(module, x, grid):
     graph, params, state = models.split(module)
-    return run(lambda params, x: models.merge(graph, params, state)(x, grid), params, x)
+    return run(lambda params, x: models.merge(graph, params, state)(x, Call(grid)), params, x)
 
 
 def tokens(*sides, width=8):
@@ -243,7 +253,7 @@ def tokens(*sides, width=8):
 def test_padding_is_zeros_behind_the_map():
     """As a map with zeros does it, cropped; with a stride every other place of it, counted from the first."""
     for stride, sides in ((1, (5, 7)), (2, (5, 6))):
-        made = module(HaloAttention, 8, 2, block=4, halo=1, stride=stride, padding=True)
+        made = module(HaloAttention, 8, 2, block_size=4, halo_size=1, stride=stride, padding=True)
         x = tokens(*sides)
         whole = jnp.pad(x.reshape(2, *sides, 8), [(0, 0), (0, -sides[0] % 4), (0, -sides[1] % 4), (0, 0)])
         expected = call(made, whole.reshape(2, -1, 8), Grid(whole.shape[1:3]))
@@ -254,7 +264,7 @@ def test_padding_is_zeros_behind_the_map():
 
 
 def test_blocks_of_odd_side_are_averaged():
-    plain, averaged = (module(HaloAttention, 8, 2, block=3, halo=1, stride=stride) for stride in (1, 2))
+    plain, averaged = (module(HaloAttention, 8, 2, block_size=3, halo_size=1, stride=stride) for stride in (1, 2))
     x, grid = tokens(6, 12), Grid((6, 12))
     means = call(plain, x, grid).reshape(2, 3, 2, 6, 2, 8).mean((2, 4)).reshape(2, 18, 8)
     np.testing.assert_allclose(call(averaged, x, grid), means, atol=1e-5)
@@ -262,35 +272,43 @@ def test_blocks_of_odd_side_are_averaged():
 
 
 def test_widths_of_queries_and_values():
-    made = module(HaloAttention, 8, 2, width_out=12, head_width=5, block=2, halo=1)
+    made = module(HaloAttention, 8, 2, width_out=12, head_width=5, block_size=2, halo_size=1)
     assert made.q.kernel.shape == (8, 10)
     assert made.kv.kernel.shape == (8, 22)
     assert made.height_rel.shape == (7, 5)
-    assert jax.eval_shape(lambda x: made(x, Grid((4, 2))), tokens(4, 2)).shape == (2, 8, 12)
+    assert jax.eval_shape(lambda x: made(x, Call(Grid((4, 2)))), tokens(4, 2)).shape == (2, 8, 12)
     assert module(HaloAttention, 48, 4, qk_ratio=0.33).head_width == 4
 
 
 @pytest.mark.parametrize(
     ("make", "sides", "message"),
     [
-        (lambda: module(HaloAttention, 8, 2, block=4), (4, 6), r"sides of a map of \(4, 6\) are no multiples of 4"),
-        (lambda: module(HaloAttention, 8, 3), (8, 8), "width_out=8 of an attention is not divisible by 3 heads"),
+        (
+            lambda: module(HaloAttention, 8, 2, block_size=4),
+            (4, 6),
+            r"sides of a map of \(4, 6\) are no multiples of 4",
+        ),
+        (lambda: module(HaloAttention, 8, 3), (8, 8), "width_out of an attention 8 is not divisible by 3 heads"),
         (lambda: module(HaloAttention, 8, 2, stride=4), (8, 8), "stride=4 of an attention; allowed: 1, 2"),
         (lambda: module(HaloAttention, 8, 16, width_out=16, qk_ratio=0.1), (8, 8), "gives 16 heads no channels"),
-        (lambda: module(BottleneckAttention, 8, 2), (8, 8), "needs the shape of the map"),
+        (lambda: module(BottleneckAttention, 8, 2), (8, 8), "needs rows and columns of the map it is for"),
         (lambda: module(BottleneckAttention, 8, 2, shape=(4, 4)), (8, 4), r"map of \(4, 4\), not \(8, 4\): give the"),
         (lambda: module(BottleneckAttention, 8, 2, shape=(3, 4), stride=2), (3, 4), "have to be multiples of 2"),
     ],
 )
 def test_what_a_module_refuses(make, sides, message):
     with pytest.raises(ValueError, match=message) as error:
-        make()(tokens(*sides), Grid(sides))
+        make()(tokens(*sides), Call(Grid(sides)))
     assert "\n" not in str(error.value)
 
 
 def test_tokens_without_a_place_are_refused():
-    made = module(HaloAttention, 8, 2, block=2, halo=1)
+    made = module(HaloAttention, 8, 2, block_size=2, halo_size=1)
     x = tokens(2, 2)
-    for grid, options in ((Grid((1, 3), 1), {}), (Grid((2, 2)), {"context": x}), (Grid((2, 2)), {"mask": x > 0})):
-        with pytest.raises(ValueError, match="no context, no mask, no prefix tokens"):
-            made(x, grid, **options)
+    for call, message in (
+        (Call(Grid((1, 3), 1)), "halo attention has no place for 1 prefix tokens"),
+        (Call(Grid((2, 2)), memory=Memory(x)), r"halo attention attends to no other stream \(memory\)"),
+        (Call(Grid((2, 2)), mask=attn.causal()), "halo attention takes no mask of kind causal"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made(x, call)

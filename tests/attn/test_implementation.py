@@ -1,5 +1,6 @@
 """The choice of implementation: made for the platform that is lowered for, explained as it is made, never silent."""
 
+import dataclasses
 import sys
 import types
 
@@ -12,10 +13,19 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as pltriton
 from lowering import device, lowered
 
+import attn
 from attn import explain, fallback
-from attn.core.operator import Implementation, Operator, dispatch
+from attn.core.operator import Implementation, Operator
+from kernels.neighborhood import gpu, tpu
 
 pytestmark = pytest.mark.smoke
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    wide: bool = False
+    factor: float = 3.0
+    about = "here"
 
 
 def stand_in(params, limit):
@@ -24,9 +34,9 @@ def stand_in(params, limit):
     def double(source, target):
         target[...] = source[...] * 2
 
-    def forward(x, *, factor):
+    def forward(x, *, wide, factor):
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return pl.pallas_call(double, out_shape=like, compiler_params=params)(x) * factor
+        return (pl.pallas_call(double, out_shape=like, compiler_params=params)(x) * factor,)
 
     def refuse(x, *, wide):
         return f"more than {limit} rows" if x.shape[0] > limit else None
@@ -34,15 +44,17 @@ def stand_in(params, limit):
     return types.SimpleNamespace(forward=forward, refuse=refuse)
 
 
+def written(x, *, wide, factor):
+    return (x * factor,)
+
+
 @pytest.fixture
 def operator(monkeypatch):
     modules = {
         "tpu": stand_in(pltpu.CompilerParams(), 16),
         "gpu": stand_in(pltriton.CompilerParams(), 32),
-        "xla": types.SimpleNamespace(
-            forward=lambda x, *, factor: jnp.tanh(x) * factor, refuse=lambda x, *, wide: None
-        ),
-        "slow": types.SimpleNamespace(forward=lambda x, *, factor: x * factor, refuse=lambda x, *, wide: None),
+        "xla": types.SimpleNamespace(forward=lambda x, *, wide, factor: (jnp.tanh(x) * factor,)),
+        "slow": types.SimpleNamespace(forward=written),
     }
     modules["gpu"].unprofitable = lambda x, *, wide: "faster without" if wide else None
     for name, module in modules.items():
@@ -52,9 +64,13 @@ def operator(monkeypatch):
         (
             Implementation("tpu", "stand_ins.tpu", ("tpu",)),
             Implementation("gpu", "stand_ins.gpu", ("cuda",)),
-            Implementation("xla", "stand_ins.xla"),
-            Implementation("slow", "stand_ins.slow"),
+            Implementation("xla", "stand_ins.xla", takes=("noise",)),
+            Implementation("slow", "stand_ins.slow", plain=True),
         ),
+        layouts=lambda settings, x: ([("batch", None)], [("batch", None)]),
+        results=lambda settings, x: (jax.ShapeDtypeStruct(x.shape, x.dtype),),
+        decisive=("wide",),
+        keeps_results=False,
     )
 
 
@@ -67,10 +83,9 @@ CASES = {  # rows, wide -> what runs on cpu, tpu, cuda
 }
 
 
-def doubled(operator, forced=None, wide=False):
+def doubled(operator, forced=None, wide=False, asked=()):
     def run(x):
-        options, settings = {"wide": wide}, {"factor": 3.0}
-        return dispatch(operator, "forward", (x,), options=options, settings=settings, about="here", forced=forced)
+        return operator.run((x,), Settings(wide), plain=written, asked=asked, implementation=forced)[0]
 
     return run
 
@@ -168,6 +183,7 @@ def test_a_forced_implementation_runs_or_says_why_not(operator):
         jax.jit(doubled(operator, "tpu"))(x[:8])
     with pytest.raises(ValueError, match="unknown implementation 'tup' of doubling; nearest: tpu; allowed: tpu, gpu"):
         doubled(operator, "tup")(x)
+    np.testing.assert_array_equal(doubled(operator, "reference")(x), 3 * x)
 
 
 def test_an_axis_of_unknown_size_takes_no_kernel(operator):
@@ -178,6 +194,73 @@ def test_an_axis_of_unknown_size_takes_no_kernel(operator):
 
 
 def test_no_implementation_at_all_is_an_error(operator):
-    kernels = Operator("doubling", operator.implementations[:2])
+    kernels = dataclasses.replace(operator, implementations=operator.implementations[:2])
     with pytest.raises(ValueError, match="no implementation of doubling for cpu: tpu: runs on tpu only; gpu: runs on"):
-        kernels.choose("cpu", (jnp.ones((8, 128)),), wide=False)
+        kernels.choose("cpu", (jnp.ones((8, 128)),), Settings())
+
+
+def test_what_goes_with_a_call_is_taken_or_refused_by_name(operator):
+    x = jnp.ones((8, 128))
+    with_noise, with_both = (doubled(operator, asked=asked) for asked in (("noise",), ("noise", "mask")))
+    explained = explain(with_noise, x)
+    assert {explained[platform].implementation for platform in ("cpu", "tpu", "cuda")} == {"xla"}
+    assert [explained[platform].fallback_from for platform in ("cpu", "tpu", "cuda")] == [None, "tpu", "gpu"]
+    assert explained["tpu"].refused["tpu"] == "has no noise"
+    explained = explain(with_both, x)
+    assert {explained[platform].implementation for platform in ("cpu", "tpu", "cuda")} == {"slow"}
+    assert explained["tpu"].refused["tpu"] == "has no noise and no mask"
+    assert explained["cpu"].refused["xla"] == "has no mask"
+    assert explained.calls[0].inputs == "float32[8,128] here with noise, mask"
+    with fallback("error"):
+        lowered(with_noise, "cpu", x)
+        with pytest.raises(ValueError, match=r"doubling on tpu: 'tpu' refuses .* here with noise \(has no noise\)"):
+            lowered(with_noise, "tpu", x)
+        with pytest.raises(ValueError, match=r"doubling on cpu: 'xla' refuses .* \(has no mask\)"):
+            lowered(with_both, "cpu", x)
+    doubled(operator, "xla", asked=("noise",))(x)
+    for forced, asked, reason in (("tpu", ("noise",), "has no noise"), ("xla", ("mask", "noise"), "has no mask")):
+        with pytest.raises(ValueError, match=f"implementation='{forced}' of doubling: {reason}"):
+            doubled(operator, forced, asked=asked)(x)
+    of_tpus = dataclasses.replace(operator.implementations[-1], platforms=("tpu",))
+    run = doubled(dataclasses.replace(operator, implementations=(of_tpus,)), "slow", asked=("mask",))
+    with pytest.raises(ValueError, match="implementation='slow' of doubling runs on tpu only"):
+        lowered(run, "cpu", x)
+
+
+@pytest.mark.parametrize("keeps_maps", [False, True])
+def test_what_a_machine_lacks_is_found_when_it_lowers(operator, keeps_maps):
+    """The trace is the same on all machines, and so can be lowered on another."""
+    _, gpu, _, slow = operator.implementations
+    operator = dataclasses.replace(operator, keeps_maps=keeps_maps, implementations=(gpu, slow))
+    x = jnp.ones((32, 128))
+    traces = []
+    for said in (None, "no such compiler here"):
+        gpu.load().unavailable = lambda said=said: said
+        traces.append(str(jax.make_jaxpr(doubled(operator))(x)))
+        choice = explain(doubled(operator), x)["cuda"]
+        assert (choice.implementation, choice.fallback_from) == (("slow", "gpu") if said else ("gpu", None))
+        assert ("triton" in lowered(doubled(operator), "cuda", x)) == (said is None)
+    assert choice.refused["gpu"] == "no such compiler here"
+    assert "attention_step" in traces[0]
+    assert traces[0] == traces[1]
+
+
+# --- what a choice costs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attend", [attn.neighborhood_attention, attn.window_attention])
+def test_tiles_are_chosen_only_for_a_platform_that_is_lowered_for(monkeypatch, attend):
+    """To trace, and to lower for a CPU, asks no kernel how it would cut a map; to lower for a TPU asks that one."""
+    asked = []
+    for kernel in (tpu, gpu):
+        honest = kernel.choose
+        monkeypatch.setattr(
+            kernel, "choose", lambda *a, k=kernel, f=honest, **o: (asked.append(k.__name__[-3:]), f(*a, **o))[1]
+        )
+    qkv = [jax.ShapeDtypeStruct((8, 35, 35, 2, 32), "bfloat16")] * 3
+    loss = jax.grad(lambda q, k, v: attend(q, k, v, window=7).astype("float32").sum())
+    traced = jax.jit(loss).trace(*qkv)
+    traced.lower(lowering_platforms=("cpu",))
+    assert asked == []
+    traced.lower(lowering_platforms=("tpu",))
+    assert set(asked) == {"tpu"}

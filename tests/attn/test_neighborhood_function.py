@@ -1,6 +1,7 @@
 """The public function: checks, gradients, transformations, meshes, and maps of chosen queries. Values and sets of the
 implementations have modules of their own."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import simulated
 from jax.ad_checkpoint import checkpoint_policies
+from jaxprs import largest, steps, traced
 from lowering import device, lowered
 
-from attn import explain, fallback, merge_attention, neighborhood_attention
-from attn.common.probabilities import probabilities
+from attn import explain, fallback, merge_attention, neighborhood_attention, neighborhood_maps
+from attn.core.operator import Implementation
 from attn.core.shards import MESH_AXES
+from attn.neighborhood import api, tiles
 from attn.neighborhood import reference as implementation
 from kernels.neighborhood.pattern import make_pattern
 from models.core import sharding
@@ -85,7 +88,7 @@ def test_arguments_that_are_absent_have_no_gradient():
 def test_no_extra_keys_are_none_at_all():
     arrays = problem(extra=0)
     without = {name: arrays[name] for name in NAMES[:4]}
-    run = functools.partial(attend, implementation="reference")
+    run = jax.jit(functools.partial(attend, implementation="reference"))
     np.testing.assert_array_equal(run(arrays), run(without))
 
 
@@ -150,9 +153,9 @@ def test_a_clamped_window_uses_the_centre_of_the_bias():
     with pytest.raises(ValueError, match="on_oversize='clamp'"):
         attend(arrays, **options)
     with pytest.warns(UserWarning, match="using window 3"):
-        found = attend(arrays, **options, on_oversize="clamp", implementation="reference")
+        found = jax.jit(functools.partial(attend, **options, on_oversize="clamp"))(arrays)
     cropped = {**arrays, "bias": arrays["bias"][:, 2:-2]}
-    np.testing.assert_array_equal(found, attend(cropped, **{**options, "window": 3}, implementation="reference"))
+    np.testing.assert_array_equal(found, jax.jit(functools.partial(attend, **{**options, "window": 3}))(cropped))
 
 
 # --- what is not legal ------------------------------------------------------------------------------------------------
@@ -245,15 +248,23 @@ MAPPED = {
 }
 
 
+@pytest.fixture
+def gathered(monkeypatch):
+    """The reference as an implementation like others: differentiated and mapped by the operator, quick to compile."""
+    first = Implementation("gathered", "attn.neighborhood.reference")
+    operator = dataclasses.replace(api.NEIGHBORHOOD, implementations=(first, api.NEIGHBORHOOD.implementations[-1]))
+    monkeypatch.setattr(api, "NEIGHBORHOOD", operator)
+
+
 @pytest.mark.parametrize("what", ["values", "gradients"])
 @pytest.mark.parametrize("case", MAPPED)
-def test_vmap_is_a_loop(case, what):
+def test_vmap_is_a_loop(case, what, gathered):
     present, mapped = MAPPED[case]
     several = [problem(seed=seed) for seed in range(3)]
     arrays = {n: jnp.stack([one[n] for one in several]) if n in mapped else several[0][n] for n in present}
 
     def function(arrays):
-        run = functools.partial(attend, return_lse=True, implementation="reference")
+        run = functools.partial(attend, return_lse=True)
         return run(arrays) if what == "values" else jax.grad(lambda a: sum(jnp.sum(x**2) for x in run(a)))(arrays)
 
     axes = ({name: 0 if name in mapped else None for name in arrays},)
@@ -280,17 +291,6 @@ def test_gradients_of_a_vmap_of_a_vmap_add_up():
     close({name: found[name].reshape(value.shape) for name, value in expected.items()}, expected, 1e-4)
 
 
-def runs(jaxpr, name):
-    """How often a function under jit is called in a jaxpr, loop bodies counted once."""
-    count = 0
-    for eqn in jaxpr.eqns:
-        count += eqn.params.get("name") == name
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            count += runs(inner, name) if hasattr(inner, "eqns") else 0
-    return count
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("kept", "expected"), [(("attention_heads", "attention_lse"), 1), (("attention_heads",), 2), ((), 2)]
@@ -307,10 +307,8 @@ def test_results_that_remat_keeps_are_not_computed_again(kept, expected):
         body = jax.checkpoint(layer, policy=policy, prevent_cse=False)
         return jnp.sum(jax.lax.scan(body, arrays["q"], length=3)[0] ** 2)
 
-    cpu = explain(attend, arrays)["cpu"].implementation
-    jaxpr = jax.make_jaxpr(jax.grad(loss))(arrays).jaxpr
-    assert runs(jaxpr, f"{cpu}_forward") == expected
-    assert runs(jaxpr, f"{cpu}_backward") == 1
+    found = steps(jax.grad(loss), arrays)
+    assert (found.count("forward"), found.count("backward")) == (expected, 1)
 
 
 # --- maps of chosen queries -------------------------------------------------------------------------------------------
@@ -326,18 +324,19 @@ def test_probabilities_are_those_that_the_run_used(rank):
     hot = jnp.broadcast_to(jnp.eye(tokens + 3)[:, None], (tokens + 3, 2, tokens + 3))
     values = hot[:tokens].reshape(1, *shape, 2, -1)
     read = {**arrays, "v": values, "extra_values": hot[None, tokens:]}
-    out, lse = attend(read, return_lse=True, implementation="reference", **options)
+    out, lse = jax.jit(functools.partial(attend, return_lse=True, implementation="reference", **options))(read)
     queries = np.stack(np.unravel_index([0, 7, tokens - 1], shape), 1)
     rest = dict(bias=arrays["bias"], extra_keys=arrays["extra_keys"], scale=0.3, **options)
     q, k = arrays["q"], arrays["k"]
-    maps, extra = jax.jit(lambda queries: probabilities(q, k, lse, queries=queries, **rest))(queries)
+    maps, extra = jax.jit(lambda queries: neighborhood_maps(q, k, lse, queries=queries, **rest))(queries)
     assert maps.shape == (1, 3, 4, *shape)
     expected = out.reshape(tokens, 4, -1)[jnp.asarray([0, 7, tokens - 1])]
     close(maps.reshape(3, 4, tokens), expected[..., :tokens])
     close(extra[0], expected[..., tokens:])
     assert not maps.reshape(3, 4, tokens)[expected[..., :tokens] == 0].any()
     rest.pop("extra_keys")
-    assert probabilities(q, k, lse, queries=queries, **rest).shape == maps.shape
+    run = functools.partial(neighborhood_maps, **rest)
+    assert jax.eval_shape(run, q, k, lse, queries=queries).shape == maps.shape
 
 
 def test_probabilities_of_queries_that_are_nowhere():
@@ -350,9 +349,114 @@ def test_probabilities_of_queries_that_are_nowhere():
         (np.array([[0.0, 1.0]]), "must be integers"),
     ):
         with pytest.raises(ValueError, match=message):
-            probabilities(q, k, lse, queries=queries, window=3)
+            neighborhood_maps(q, k, lse, queries=queries, window=3)
     with pytest.raises(ValueError, match="lse"):
-        probabilities(q, k, lse[..., 0], queries=np.array([[0, 0]]), window=3)
+        neighborhood_maps(q, k, lse[..., 0], queries=np.array([[0, 0]]), window=3)
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_dropout():
+    """Arrays, what dropout leaves of each probability (extra keys first), and output, logsumexp and gradients with it.
+
+    With one-hot values the output is the map, and values are not looked at when it is drawn what to drop.
+    """
+    arrays = problem(dim_v=6)
+    options = dict(window=(3, 4), stride=1, dilation=1, is_causal=False, return_lse=True)
+    hot = jnp.broadcast_to(jnp.eye(32)[:, None], (2, 32, 2, 32))
+    read = {**arrays, "v": hot[:, :30].reshape(2, 6, 5, 2, 32), "extra_values": hot[:, 30:]}
+
+    def run(arrays, rate, key):
+        return attend(arrays, dropout=rate, key=key, **options)
+
+    maps = [jax.jit(functools.partial(run, rate=rate))(read, key=jax.random.key(1))[0] for rate in (0.0, 0.3)]
+    whole, dropped = (np.moveaxis(one.reshape(2, 30, 4, 32), 1, 2) for one in maps)
+    kept = np.divide(dropped, whole, out=np.zeros_like(whole), where=whole > 0)
+    kept, whole = (np.concatenate([one[..., 30:], one[..., :30]], -1) for one in (kept, whole))
+    weights = jax.random.normal(jax.random.key(2), (2, 6, 5, 4, 6))
+
+    @jax.jit
+    def both(arrays):
+        def loss(arrays):
+            results = run(arrays, 0.3, jax.random.key(1))
+            return (results[0] * weights).sum() + jnp.sin(results[1]).sum(), results
+
+        gradients, results = jax.grad(loss, has_aux=True)(arrays)
+        return results, gradients
+
+    @jax.jit
+    def by_hand(arrays):
+        def edit(site, value):
+            return value * kept if site == "probs" else value
+
+        def loss(arrays):
+            results = attend(arrays, edit=edit, **options)
+            return (results[0] * weights).sum() + jnp.sin(results[1]).sum(), results
+
+        gradients, results = jax.grad(loss, has_aux=True)(arrays)
+        return results, gradients
+
+    return arrays, options, (kept, whole > 0), both(arrays), by_hand(arrays)
+
+
+def test_dropout_scales_what_it_keeps_and_has_the_gradients_of_that(with_dropout):
+    _, _, (kept, seen), found, expected = with_dropout
+    kept = kept[seen]
+    np.testing.assert_allclose(kept[kept > 0], 1 / 0.7, rtol=1e-5)
+    assert abs((kept > 0).mean() - 0.7) < 0.03
+    close(found, expected)
+
+
+def test_examples_heads_and_tiles_drop_different_things(with_dropout):
+    """Read from the two extra keys, which stand at the same place of all tiles; the map has two of three rows."""
+    extra = with_dropout[2][0][..., :2].reshape(2, 2, 2, 2, 15, 2) > 0  # examples, key heads, group, tiles, queries
+    for axis in range(4):
+        same = (np.take(extra, 0, axis) == np.take(extra, 1, axis)).mean()
+        assert abs(same - (0.7**2 + 0.3**2)) < 0.1, axis
+
+
+def test_what_is_dropped_does_not_depend_on_blocks(with_dropout, monkeypatch):
+    """Nor on the examples of a chunk, so neither on the devices of a mesh."""
+    arrays, options, _, (results, _), _ = with_dropout
+    monkeypatch.setattr(tiles, "BLOCK", 50)
+    run = functools.partial(attend, dropout=0.3, key=jax.random.key(1), **options)
+    close(jax.jit(lambda arrays: run(arrays))(arrays), results)
+    one = {name: value if name == "bias" else value[:1] for name, value in arrays.items()}
+    close(jax.jit(lambda arrays: run(arrays))(one), [part[:1] for part in results])
+
+
+def test_results_with_dropout_are_kept_by_name_too():
+    """Counted are products: two of a forward pass, of which an lse needs one, and five of a backward pass."""
+    arrays = problem()
+
+    def products(*kept):
+        policy = checkpoint_policies.save_only_these_names(*kept)
+        layer = jax.checkpoint(functools.partial(attend, dropout=0.1, key=jax.random.key(0)), policy=policy)
+        found = traced(jax.grad(lambda arrays: layer(arrays).sum()), arrays)
+        return sum(equation.primitive.name == "dot_general" for equation in found)
+
+    assert [products("attention_heads", "attention_lse"), products("attention_heads"), products()] == [7, 8, 9]
+
+
+def test_dropout_makes_no_map_of_all_pairs():
+    """On a map of 56 x 56, where all pairs would be 64 times what is seen; and `explain` says what runs."""
+    arrays = [jax.ShapeDtypeStruct((2, 56, 56, 4, 32), jnp.float32)] * 3
+
+    def run(q, k, v, **options):
+        return neighborhood_attention(q, k, v, window=7, dropout=0.1, key=jax.random.key(0), **options).sum()
+
+    assert largest(jax.grad(run, (0, 1, 2)), *arrays) <= 1.05 * 2 * 56 * 56 * 4 * 32
+    explained = explain(run, *arrays)
+    assert {explained[platform].implementation for platform in ("cpu", "tpu", "cuda")} == {"xla"}
+    assert explained["tpu"].refused["tpu"] == explained["cuda"].refused["gpu"] == "has no dropout"
+    assert explained["cpu"].fallback_from is None
+    assert explain(functools.partial(run, edit=lambda site, value: value), *arrays)["cpu"].refused["xla"] == (
+        "has no look at the maps"
+    )
+    with pytest.raises(ValueError, match="implementation='gpu' of neighborhood_attention: has no dropout"):
+        jax.eval_shape(functools.partial(run, implementation="gpu"), *arrays)
 
 
 # --- meshes -----------------------------------------------------------------------------------------------------------
@@ -371,7 +475,8 @@ def test_devices_exchange_sums_of_tables_and_nothing_else():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    heads = {"heads that are not divided": 6, "mapped": 2 * 3}
+    undivided = "heads that are not divided"
+    heads = {undivided: [6], f"dropped, {undivided}": [6], "mapped": [3, 2]}
     for case, result in found.items():
         assert result["difference"] < 1e-5, case
         if case == "a batch that is not divided":
@@ -380,7 +485,7 @@ def test_devices_exchange_sums_of_tables_and_nothing_else():
             # A collective of the output is seen where there has to be one.
             assert ["all-gather", [8, 6, 5, 4, 8]] in result["exchanged"]
         else:
-            assert result["exchanged"] == [["all-reduce", [heads.get(case, 2), 5, 7]]], case
+            assert result["exchanged"] == [["all-reduce", [*heads.get(case, [2]), 5, 7]]], case
     assert found["plain"]["share"] == "float32[2,6,5,2,8]"
     assert found["heads that are not divided"]["share"] == "float32[2,6,5,6,8]"
     assert found["a batch that is not divided"]["share"] == "float32[6,6,5,2,8]"

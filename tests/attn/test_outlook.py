@@ -1,4 +1,4 @@
-"""Outlook attention against explicit loops in float64: values, gradients, odd maps, hooks, and the module around it."""
+"""Outlook attention against explicit loops in float64: values, gradients, odd maps, edits, and the module around it."""
 
 from functools import partial
 
@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jaxprs import largest
 from official import QUICK_COMPILE
 
 from attn import Grid, outlook_attention
-from attn.outlook.api import outlook_centres
+from attn.outlook import outlook_centres, xla
 from kernels.outlook import oracle
 from models.attention.outlook import OutlookAttention
+from models.core.call import Call, Memory
 
 # (rows, columns, window, stride): odd and even sides, maps smaller than a window, other windows.
 MAPS = [(4, 6, 3, 2), (5, 7, 3, 2), (1, 2, 3, 2), (5, 4, 3, 1), (7, 5, 5, 2), (8, 7, 5, 3), (5, 3, 1, 1), (7, 4, 3, 3)]
@@ -86,22 +88,32 @@ def test_centres_are_means_of_the_places_that_there_are(rows, columns, stride):
         np.testing.assert_allclose(found[:, r, c], block.mean((1, 2)), atol=1e-6)
 
 
-def test_hooks_see_and_edit():
+def test_an_edit_sees_and_changes():
     logits, v = arrays(5, 4, 3, 2)
-    seen = {}
 
-    def hook(site, value, layer):
-        seen[site] = value
-        assert layer == 7
-        return jnp.ones_like(value) / 9 if site == "probs" else value
+    @partial(jax.jit, compiler_options=QUICK_COMPILE)
+    def attend(logits, v):
+        seen = {}
 
-    out = outlook_attention(jnp.asarray(logits), jnp.asarray(v), hook=hook, layer=7)
-    assert list(seen) == ["v", "logits", "probs", "heads"]
-    assert seen["v"].shape == seen["heads"].shape == (2, 20, 2, 3)
+        def edit(site, value):
+            seen[site] = value
+            return jnp.ones_like(value) / 9 if site == "probs" else value
+
+        return outlook_attention(logits, v, edit=edit), seen
+
+    out, seen = attend(*(jnp.asarray(array, jnp.float32) for array in (logits, v)))
+    assert set(seen) == {"logits", "probs"}
     np.testing.assert_allclose(seen["logits"], logits * 3**-0.5, rtol=1e-6)
     np.testing.assert_allclose(seen["probs"].sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(out, definition(0 * logits, v, 3, 2, 1.0), atol=1e-6)
-    np.testing.assert_array_equal(seen["heads"].reshape(out.shape), out)
+
+
+def test_the_logsumexp_is_that_of_what_an_edit_gives():
+    logits, v = arrays(3, 3, 3, 2, batch=1)
+    cold = lambda site, value: value / 2 if site == "logits" else value  # noqa: E731
+    found = run(logits, v, 3, 2, scale=1.0, edit=cold, return_lse=True)
+    for one, other in zip(found, run(logits, v, 3, 2, scale=0.5, return_lse=True), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():
@@ -116,9 +128,14 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
 def test_bfloat16_has_its_softmax_in_float32():
     logits, v = arrays(6, 6, 3, 2)
     low = [jnp.asarray(array, jnp.bfloat16) for array in (logits, v)]
-    sites = {}
-    out = outlook_attention(*low, hook=lambda site, value, layer: sites.setdefault(site, value))
-    assert (out.dtype, sites["logits"].dtype, sites["probs"].dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    dtypes = {}
+
+    def edit(site, value):
+        dtypes[site] = value.dtype
+        return value
+
+    out = jax.jit(partial(outlook_attention, edit=edit), compiler_options=QUICK_COMPILE)(*low)
+    assert (out.dtype, dtypes) == (jnp.bfloat16, dict.fromkeys(("logits", "probs"), jnp.float32))
     exact = definition(*(np.asarray(array, np.float64) for array in low), 3, 2, 3**-0.5)
     np.testing.assert_allclose(np.asarray(out, np.float64), exact, atol=0.03)
 
@@ -128,9 +145,10 @@ def test_nothing_larger_than_the_logits_is_made():
     shape = (1, 28, 28, 6, 32)
     logits = jax.ShapeDtypeStruct((1, 14, 14, 6, 9, 9), jnp.float32)
     v = jax.ShapeDtypeStruct(shape, jnp.float32)
-    traced = jax.make_jaxpr(lambda *a: jax.grad(lambda *b: outlook_attention(*b).sum(), (0, 1))(*a))(logits, v)
-    largest = max(variable.aval.size for eqn in traced.eqns for variable in eqn.outvars)
-    assert largest <= 14 * 14 * 9 * 192 * 1.15  # the unfolded values, with their border
+    settings = {"window": 3, "stride": 2, "scale": 1.0}
+    for step, arguments in ((xla.forward, (logits, v)), (xla.backward, (logits, v, v))):
+        size = largest(partial(step, **settings), *arguments)
+        assert 14 * 14 * 9 * 192 <= size <= 14 * 14 * 9 * 192 * 1.15  # the unfolded values, with their border
 
 
 @pytest.mark.parametrize(
@@ -161,15 +179,19 @@ def test_the_module_computes_what_the_paper_says():
     centres = np.stack([np.stack([block.mean((1, 2)) for block in row], 1) for row in blocks], 1)
     logits = (centres @ weights).reshape(2, 3, 2, 2, 9, 9)
     heads = definition(logits, (grid @ value).reshape(2, 5, 3, 2, 4), 3, 2, 0.5)
-    found = jax.jit(lambda x: module(x, Grid((5, 3))), compiler_options=QUICK_COMPILE)(x)
+    found = jax.jit(lambda x: module(x, Call(Grid((5, 3)))), compiler_options=QUICK_COMPILE)(x)
     np.testing.assert_allclose(found, heads.reshape(2, 15, 8) @ proj, atol=1e-5)
 
 
-def test_the_module_has_no_meaning_for_a_context_or_prefix():
+def test_the_module_has_no_meaning_for_a_memory_or_prefix():
     module = nnx.eval_shape(lambda: OutlookAttention(8, 2, rngs=nnx.Rngs(0)))
     x = jnp.zeros((1, 10, 8))
-    for grid, options in ((Grid((3, 3), prefix=1), {}), (Grid((10,)), {}), (Grid((5, 2)), {"context": x})):
-        with pytest.raises(ValueError, match="outlook attention is for maps of two axes"):
-            module(x, grid, **options)
+    for call, message in (
+        (Call(Grid((3, 3), prefix=1)), "outlook attention has no place for 1 prefix tokens"),
+        (Call(Grid((10,))), r"outlook attention is for grids of 2 axes, not for one of \(10,\)"),
+        (Call(Grid((5, 2)), memory=Memory(x)), r"outlook attention attends to no other stream \(memory\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module(x, call)
     with pytest.raises(ValueError, match="width 8 is not divisible by 3 heads"):
         OutlookAttention(8, 3, rngs=nnx.Rngs(0))

@@ -14,10 +14,10 @@ import routing_oracle as oracle
 import simulated
 from jax import ShapeDtypeStruct
 from jax.ad_checkpoint import checkpoint_policies
+from jaxprs import largest, steps, traced
 
-from attn import bilevel_routing_attention, explain, fallback, routed_attention
-from attn.routed import dense, xla
-from attn.routed.api import affinity, region_means, route, top_regions
+from attn import bilevel_routing_attention, explain, fallback, routed_attention, routed_maps
+from attn.routed import affinity, dense, region_means, route, top_regions, xla
 from attn.routed.region_pool import POOLS, pool_regions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def test_dense_attention_under_a_mask_is_the_same(cut):
     @jax.jit
     def run(q, k, v, d_out):
         out, lse = dense.forward(q, k, v, indices, **options)
-        return (out, lse), dense.backward(q, k, v, indices, out, lse, d_out, **options)
+        return (out, lse), dense.backward(q, k, v, indices, out, lse, d_out, None, **options)
 
     (out, lse), gradients = run(q, k, v, d_out)
     close((out, *gradients), oracle.attend(q, k, v, indices, d_out=d_out, **options)[:4])
@@ -219,7 +219,11 @@ WRONG = {
     "dtypes": ({"v": lambda a: a["v"].astype(np.float16)}, r"v float16; allowed: one for all of them, of float32, bf"),
     "indices": ({"indices": lambda a: a["indices"][:, :4]}, r"must be integers .* which is \[2, 6, ...\] here"),
     "real indices": ({"indices": lambda a: a["weights"]}, r"indices float32\[2, 6, 2\]: must be integers"),
-    "weights": ({"weights": lambda a: a["weights"][..., :1]}, r"must have the shape of the indices, \[2, 6, 2\]"),
+    "weights": ({"weights": lambda a: a["weights"][..., :1]}, r"of the shape of the indices, \[2, 6, 2\]"),
+    "real weights": ({"weights": lambda a: a["indices"]}, r"weights int32\[2, 6, 2\]: must be floating point"),
+    "no such region": ({"indices": lambda a: a["indices"] + 1}, "there is no region 6; allowed: 0 to 5"),
+    "negative": ({"indices": lambda a: a["indices"] - 1}, "there is no region -1; allowed: 0 to 5"),
+    "no routes": ({"indices": lambda a: a["indices"][..., :0]}, r"indices \[2, 6, 0\]: must name at least one region"),
     "scale": ({"scale": "big"}, "scale='big'; allowed: a number"),
     "implementation": ({"implementation": "xlu"}, "unknown implementation 'xlu' of routed_attention; nearest: xla"),
     "dropout": ({"dropout": 0.5}, "attention dropout needs a key"),
@@ -232,6 +236,33 @@ def test_what_is_not_legal_is_one_line_with_the_choices(case):
     with pytest.raises(ValueError, match=message) as error:
         attend_wrongly(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int8", "uint8", "uint32"])
+def test_traced_routes_outside_the_map_are_the_nearest_inside(dtype):
+    """Whoever computes it, and in maps; with 300 regions, which types of a byte cannot count."""
+    q = jnp.asarray(np.random.default_rng(0).normal(size=(1, 15, 20, 1, 2)), jnp.float32)
+    info = np.iinfo(dtype)
+    indices = np.full((1, 300, 2), 7)
+    indices[0, 0], indices[0, 1] = max(-2, info.min), min(2**31 + 5, info.max)
+    options = {"regions": (15, 20), "scale": 1.0}
+
+    @jax.jit
+    def run(indices):
+        found = [
+            routed_attention(q, q, q, indices, implementation=name, return_lse=True, **options)
+            for name in ("xla", "reference")
+        ]
+        maps = routed_maps(q, q, found[0][1], indices, queries=np.array([[0, 0], [0, 1]]), **options)
+        return found, maps
+
+    (one, other), maps = run(jnp.asarray(indices, dtype))
+    clipped = np.clip(indices, 0, 299).astype(np.int32)
+    close(one, other)
+    close(one[0], routed_attention(q, q, q, clipped, **options))
+    seen = maps.reshape(2, -1).argmax(-1).tolist()
+    assert seen == clipped[0, :2, 0].tolist()
+    close(maps.sum((0, 2, 3, 4)), np.ones(2))
 
 
 def test_routing_to_more_regions_than_there_are():
@@ -248,30 +279,16 @@ def test_routing_to_more_regions_than_there_are():
 # --- what runs, and what it holds -------------------------------------------------------------------------------------
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr, those of its parts among them."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
-def largest(function, *arguments):
-    """Size of the largest array in a computation."""
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    return max(int(np.prod(v.aval.shape)) for eqn in equations(jaxpr) for v in eqn.outvars if hasattr(v.aval, "shape"))
-
-
 def test_no_array_is_larger_than_the_gathered_keys():
     """Nor in the backward pass; all regions side by side for each would be four times as large."""
     batch, regions, topk, side, heads, dim = 2, (4, 4), 4, 2, 2, 8
     q = jnp.ones((batch, 4 * side, 4 * side, heads, dim))
     gathered = batch * 16 * topk * side**2 * heads * dim
-    attend = partial(bilevel_routing_attention, regions=regions, topk=topk, implementation="xla")
-    assert largest(attend, q, q, q) == gathered
-    assert largest(jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2)), q, q, q) == gathered
+    indices, lse = jnp.zeros((batch, 16, topk), jnp.int32), jnp.ones(q.shape[:-1])
+    options = {"regions": regions, "scale": 1.0}
+    assert largest(partial(bilevel_routing_attention, regions=regions, topk=topk), q, q, q) < gathered
+    assert largest(partial(xla.forward, **options), q, q, q, indices) == gathered
+    assert largest(partial(xla.backward, **options), q, q, q, indices, q, lse, q, lse) == gathered
     # What is measured shows where it should.
     assert largest(lambda q: jnp.broadcast_to(q[:, None], (batch, 16, *q.shape[1:])) * 2, q) == 4 * gathered
 
@@ -287,9 +304,8 @@ def test_results_that_remat_keeps_are_not_computed_again(kept, expected):
         layer = jax.checkpoint(lambda q, _: (by_xla(jnp.tanh(q), k, v, indices, **options), None), policy=policy)
         return jnp.sum(jax.lax.scan(layer, q, length=3)[0] ** 2)
 
-    names = [eqn.params.get("name") for eqn in equations(jax.make_jaxpr(jax.grad(loss))(q).jaxpr)]
-    assert names.count("xla_forward") == expected
-    assert names.count("xla_backward") == 1
+    found = steps(jax.grad(loss), q)
+    assert (found.count("forward"), found.count("backward")) == (expected, 1)
 
 
 def test_explanations_and_fallbacks():
@@ -297,7 +313,11 @@ def test_explanations_and_fallbacks():
     explained = explain(routed_attention, *inputs, **options)
     assert {explained[name].implementation for name in ("cpu", "cuda")} == {"xla"}
     assert explained["tpu"].implementation == "dense"  # regions too small for the kernel, a third of them gathered
-    assert explain(routed_attention, *inputs, weights=weights, **options)["tpu"].implementation == "xla"
+    for more in ({"weights": weights}, {"dropout": 0.1, "key": jax.random.key(0)}, {"edit": lambda site, value: value}):
+        choice = explain(partial(routed_attention, **more), *inputs, **options)
+        assert {choice[name].implementation for name in ("cpu", "tpu", "cuda")} == {"xla"}
+        # No fallback where the gathering path would have run anyway.
+        assert [choice[name].fallback_from for name in ("cpu", "tpu", "cuda")] == [None, "tpu", None]
     few = ShapeDtypeStruct((1, 9, 9, 1, 8), np.float32)
     of_81 = explain(
         partial(routed_attention, regions=9, scale=1.0), few, few, few, ShapeDtypeStruct((1, 81, 10), np.int32)
@@ -308,42 +328,48 @@ def test_explanations_and_fallbacks():
         jax.jit(partial(routed_attention, **options)).trace(*inputs).lower(lowering_platforms=("cpu",))
 
 
-# --- hooks ------------------------------------------------------------------------------------------------------------
+# --- edits ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_hook_sees_regions_as_a_batch_and_may_change_the_routes():
+def test_an_edit_sees_regions_and_may_change_the_routes():
     (q, k, v, indices), _, _, options = problem(dim_v=4)
     seen = {}
 
-    def look(site, value, layer):
-        seen[site] = (value.shape, layer)
+    def edit(site, value):
+        seen[site] = value.shape
         return jnp.asarray(indices) if site == "routes" else value
 
-    found = bilevel_routing_attention(q, k, v, topk=2, hook=look, layer=5, **options)
-    map_shape = (2, 6, 8, 2, 4)
-    assert seen == dict.fromkeys(("q", "k", "v", "heads"), (map_shape, 5)) | {
-        "routes": ((2, 6, 2), 5),
-        **dict.fromkeys(("logits", "probs"), ((2 * 6, 2, 8, 2 * 8), 5)),
-    }
+    found = jax.jit(partial(bilevel_routing_attention, topk=2, edit=edit, **options))(q, k, v)
+    assert seen == {"routes": (2, 6, 2), **dict.fromkeys(("logits", "probs"), (2, 6, 2, 8, 2 * 8))}
     close(found, oracle.attend(q, k, v, indices, **options))
 
-    def uniform(site, value, layer):
-        if site == "probs":
-            np.testing.assert_allclose(value.sum(-1), 1, rtol=1e-5)
-            value = jnp.full_like(value, 1 / value.shape[-1])
-        return value
+    def uniform(site, value):
+        return jnp.full_like(value, 1 / value.shape[-1]) if site == "probs" else value
 
-    found = routed_attention(q, k, v, indices, hook=uniform, **options)
+    found = jax.jit(partial(routed_attention, edit=uniform, **options))(q, k, v, indices)
     close(found, oracle.attend(0 * q, k, v, indices, **options))
+
+
+def test_an_edit_of_routes_alone_leaves_the_choice_as_it_is():
+    (q, k, v, indices), _, _, options = problem(dim_v=4)
+
+    def edit(site, value):
+        assert site == "routes"
+        return jnp.asarray(indices)
+
+    edit.sites = ("routes",)
+    run = partial(bilevel_routing_attention, topk=2, edit=edit, **options)
+    assert steps(run, q, k, v) == ["forward"]
+    close(jax.jit(run)(q, k, v), oracle.attend(q, k, v, indices, **options))
 
 
 def test_dropout_is_of_probabilities():
     (q, k, v, indices), _, _, options = problem()
-    run = partial(routed_attention, q, k, 0 * v + 1, indices, dropout=0.25, **options)
-    found = np.asarray(run(key=jax.random.key(0)))
+    run = jax.jit(partial(routed_attention, dropout=0.25, **options))
+    found = np.asarray(run(q, k, 0 * v + 1, indices, key=jax.random.key(0)))
     assert abs(found.mean() - 1) < 0.05
     assert found.std() > 0.01
-    np.testing.assert_array_equal(found, run(key=jax.random.key(0)))
+    np.testing.assert_array_equal(found, run(q, k, 0 * v + 1, indices, key=jax.random.key(0)))
 
 
 # --- transformations --------------------------------------------------------------------------------------------------
@@ -354,9 +380,7 @@ def test_dropout_is_of_probabilities():
 def test_vmap_is_a_loop(mapped, what):
     several = [problem(seed=seed)[0] for seed in range(3)]
     options = problem()[3]
-    arrays = [
-        np.stack([one[i] for one in several]) if axis == 0 else several[0][i] for i, axis in enumerate(mapped)
-    ]
+    arrays = [np.stack([one[i] for one in several]) if axis == 0 else several[0][i] for i, axis in enumerate(mapped)]
 
     def function(q, k, v, indices):
         run = partial(by_xla, **options)
@@ -395,6 +419,6 @@ def test_devices_exchange_nothing():
 
 def test_affinities_are_exact_products():
     """Where matrix products are rounded by default (TPUs), these are asked for in full precision."""
-    jaxpr = jax.make_jaxpr(affinity)(jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3))).jaxpr
-    products = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general"]
+    found = traced(affinity, jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)))
+    products = [eqn for eqn in found if eqn.primitive.name == "dot_general"]
     assert [eqn.params["precision"] for eqn in products] == [(jax.lax.Precision.HIGHEST,) * 2]

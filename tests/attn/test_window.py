@@ -10,11 +10,11 @@ import pytest
 from flax import nnx
 
 import models
-from attn import Grid
+from attn import Grid, causal, window_attention
 from attn.common.windows import from_windows, to_windows
-from attn.window import window_attention
 from models.attention.registry import make_attention
 from models.attention.window import WindowAttention
+from models.core.call import Call, Memory
 
 
 def arrays(*shape, seed=0):
@@ -106,13 +106,13 @@ def test_windows_come_back(grid):
 )
 def test_module_projects_and_attends(options):
     attention, x = module(window=(3, 4), **options), arrays(2, 48, 8)
-    q, k, v = (jnp.moveaxis(attention.qkv(x).reshape(2, 6, 8, 3, 2, -1), 3, 0))
+    q, k, v = jnp.moveaxis(attention.qkv(x).reshape(2, 6, 8, 3, 2, -1), 3, 0)
     if options.get("qk_norm"):
         q, k = attention.q_norm(q), attention.k_norm(k)
     table = None if attention.relative_bias is None else np.asarray(attention.relative_bias[...])
     meet = in_grids((6, 8), (3, 4)) if options.get("grid") else in_blocks((6, 8), (3, 4), options.get("shift", (0, 0)))
     heads = loops(*map(np.asarray, (q, k, v)), window=(3, 4), meet=meet, bias=table, scale=options.get("scale"))
-    np.testing.assert_allclose(attention(x, Grid((6, 8))), attention.proj(heads.reshape(2, 48, -1)), 1e-5, 1e-5)
+    np.testing.assert_allclose(attention(x, Call(Grid((6, 8)))), attention.proj(heads.reshape(2, 48, -1)), 1e-5, 1e-5)
 
 
 def test_padding_is_keys_behind_the_rolled_map():
@@ -130,35 +130,36 @@ def test_padding_is_keys_behind_the_rolled_map():
     table = np.asarray(attention.relative_bias[...])
     heads = loops(q, k, v, window=(3, 4), meet=meet, bias=table).reshape(2, 6, 8, 8)
     expected = attention.proj(np.roll(heads[:, :5, :7], (1, 2), (1, 2)).reshape(2, 35, 8))
-    np.testing.assert_allclose(attention(x, Grid((5, 7))), expected, atol=1e-5)
-    with pytest.raises(ValueError, match=r"window \(3, 4\): does not divide a map of \(5, 7\)"):
-        module(window=(3, 4), padding=False)(x, Grid((5, 7)))
+    np.testing.assert_allclose(attention(x, Call(Grid((5, 7)))), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"windows of \(3, 4\) do not divide a map of \(5, 7\); padding=True fills"):
+        module(window=(3, 4), padding=False)(x, Call(Grid((5, 7))))
 
 
-def test_hooks_see_windows_as_examples():
-    seen = {}
+def test_an_edit_sees_the_windows_of_the_rolled_map():
+    """Without the probabilities of the third window, the places that lie in it get nothing."""
+    q, k, v = arrays(3, 2, 8, 8, 2, 4)
 
-    def look(site, value, layer):
-        assert layer == 5
-        seen[site] = value.shape
-        return jnp.zeros_like(value) if site == "heads" else value
+    def edit(site, value):
+        assert value.shape == (2, 4, 2, 16, 16)
+        assert value.dtype == jnp.float32
+        return value.at[:, 2].set(0) if site == "probs" else value
 
-    attention = module(window=4, shift="half")
-    edited = attention(arrays(2, 48, 8), Grid((6, 8)), hook=look, layer=5)
-    assert attention.shift == (2, 2)
-    assert seen == dict.fromkeys(("q", "k", "v", "heads"), (8, 16, 2, 4)) | dict.fromkeys(
-        ("logits", "probs"), (8, 2, 16, 16)
-    )
-    np.testing.assert_array_equal(edited, jnp.broadcast_to(attention.proj.bias[...], edited.shape))
+    run = jax.jit(partial(window_attention, window=(4, 4), shift=(1, 2)))
+    whole = run(q, k, v)
+    edited = jax.jit(partial(window_attention, window=(4, 4), shift=(1, 2), edit=edit))(q, k, v)
+    rolled, expected = (np.roll(one, (-1, -2), (1, 2)) for one in (edited, whole))
+    assert not rolled[:, 4:, :4].any()
+    rolled[:, 4:, :4] = expected[:, 4:, :4]
+    np.testing.assert_allclose(rolled, expected, atol=1e-6)
 
 
 def test_dropout_is_of_training():
     attention, x, grid = module(window=4, dropout=0.5), arrays(2, 16, 8), Grid((4, 4))
-    calm = attention(x, grid)
-    np.testing.assert_array_equal(attention(x, grid, key=jax.random.key(0)), calm)
-    assert np.abs(attention(x, grid, train=True, key=jax.random.key(0)) - calm).max() > 0.01
+    calm = attention(x, Call(grid))
+    np.testing.assert_array_equal(attention(x, Call(grid, key=jax.random.key(0))), calm)
+    assert np.abs(attention(x, Call(grid, train=True, key=jax.random.key(0))) - calm).max() > 0.01
     with pytest.raises(ValueError, match="key"):
-        attention(x, grid, train=True)
+        attention(x, Call(grid, train=True))
 
 
 @pytest.mark.parametrize("name", ["window", "shifted_window", "grid"])
@@ -178,15 +179,15 @@ def test_by_name(name):
         ({"shift": "half", "grid": True}, {}, "a grid cannot be shifted"),
         ({"window": 0}, {}, "window=0; allowed: an integer of at least 1"),
         ({"heads": 3}, {}, "width 8 is not divisible by 3 heads"),
-        ({}, {"context": arrays(2, 3, 8)}, "window attention has no context"),
-        ({}, {"mask": np.ones((1, 1, 17, 17), bool)}, "window attention takes no mask"),
+        ({}, {"memory": Memory(arrays(2, 3, 8))}, r"window attention attends to no other stream \(memory\)"),
+        ({}, {"mask": causal()}, "window attention takes no mask of kind causal"),
         ({}, {"grid": Grid((4, 4), prefix=1)}, r"no place for 1 prefix tokens \(class token, registers\)"),
-        ({}, {"grid": Grid((17,))}, r"a window of \(4, 4\) does not fit a map of \(17,\)"),
+        ({}, {"grid": Grid((17,))}, r"window attention is for grids of 2 axes, not for one of \(17,\)"),
     ],
 )
 def test_a_wrong_choice_is_one_line(options, call, message):
     with pytest.raises(ValueError, match=message) as error:
-        module(**{"window": 4} | options)(arrays(2, 17, 8), **{"grid": Grid((4, 4))} | call)
+        module(**{"window": 4} | options)(arrays(2, 17, 8), Call(**{"grid": Grid((4, 4))} | call))
     assert "\n" not in str(error.value)
 
 

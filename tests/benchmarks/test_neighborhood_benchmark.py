@@ -35,9 +35,7 @@ def inputs(shape, width):
 @pytest.mark.parametrize(("shape", "window", "dilation"), [((6, 8), 3, 2), ((7, 7), 7, 1), ((12,), 5, 2)])
 def test_dense_attention_is_neighborhood_attention(shape, window, dilation, heads_first):
     q, k, v = inputs(shape, 12)
-    (out,) = neighborhood_sides.dense(
-        q, k, v, heads=3, window=window, dilation=dilation, heads_first=heads_first
-    )
+    (out,) = neighborhood_sides.dense(q, k, v, heads=3, window=window, dilation=dilation, heads_first=heads_first)
     pattern = make_pattern(shape, window, dilation=dilation)
     np.testing.assert_allclose(out, explicit(q, k, v, pattern, 3), rtol=1e-4, atol=1e-5)
 

@@ -43,7 +43,7 @@ BIFORMER = {
     "model.options.widths": [8, 16],
     "model.options.depths": [1, 1],
     "model.options.heads": [1, 2],
-    "model.options.mlp_ratios": [2, 2],
+    "model.options.mlp_ratio": 2,
     "model.options.regions": 2,
     "model.options.topk": [2, 0],
     "data.image_size": 32,
@@ -78,7 +78,7 @@ HALONET = {
     "model.options.layers": [["attention"], ["conv", "attention"]],
     "model.options.ratio": 1.0,
     "model.options.heads": 2,
-    "model.options.block": 2,
+    "model.options.block_size": 2,
     "data.image_size": 32,
 }
 # By the beginning of the configuration's name; all others are plain.
@@ -173,6 +173,20 @@ def test_the_docstring_says_what_a_user_needs(name):
     assert re.search(r"^Cost: .*\d", doc, re.MULTILINE)
     assert re.search(r"^Expected: ", doc, re.MULTILINE)
     assert "measured" in doc or "published" in doc or "depends" in doc
+
+
+@pytest.mark.parametrize("name", ON_DIGITS)
+def test_the_control_is_the_same_file_with_another_attention(name):
+    """As the docstrings have it: `--config.model.attention=identity`, whatever options the file has for its own."""
+    import tasks
+    from training.checkpoints.initial import abstract_model
+    from training.run import feeding
+
+    config = configs.load(f"{ROOT / 'configs' / name}.py", {"model.attention": "identity", "data.directory": ""})
+    info = feeding.open_source(config, config.data.name, config.data.train_split).info
+    _, _, params, _ = abstract_model(tasks.create(config.train.task, config, info))
+    attention = {key.rpartition(".attn.")[2].partition(".")[0] for key in params if ".attn." in key}
+    assert attention == {"value", "proj"}
 
 
 @pytest.mark.parametrize(("name", "argument"), runs())

@@ -91,10 +91,7 @@ def test_a_run_continues_at_any_position_on_any_number_of_processes(source, refe
             next(first)
         position = first.position
     assert position == 3 * BATCH
-    shares = [
-        collect(source, 4, position=position, rows=rows(index, processes))
-        for index in range(processes)
-    ]
+    shares = [collect(source, 4, position=position, rows=rows(index, processes)) for index in range(processes)]
     for step in range(4):
         assert_same(joined([share[step] for share in shares]), reference[3 + step])
 

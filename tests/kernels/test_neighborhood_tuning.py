@@ -83,9 +83,7 @@ def test_shipped_entries_are_legal_and_found(chip):
     assert "libtpu" in content["versions"]
     for entry in tuning.entries(chip):
         of = entry.problem
-        pattern = make_pattern(
-            of.shape, of.window, stride=of.stride, dilation=of.dilation, is_causal=of.is_causal
-        )
+        pattern = make_pattern(of.shape, of.window, stride=of.stride, dilation=of.dilation, is_causal=of.is_causal)
         assert tuning.problem(pattern, of.head_dim, of.dtype, of.direction) == of
         assert make_tiles(pattern, entry.tile, residues=entry.residues).count > 0
         assert tuning.lookup(chip, of) == (entry.tile, entry.residues)

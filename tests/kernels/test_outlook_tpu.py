@@ -10,7 +10,7 @@ from interpreting import interpreted
 
 import attn
 from attn.outlook import xla
-from attn.outlook.api import OUTLOOK, outlook_attention
+from attn.outlook.api import OUTLOOK, Settings, outlook_attention
 from benchmarks import outlook_sides, tpu_cycles
 from kernels.outlook import oracle, tpu
 
@@ -90,11 +90,11 @@ def test_large_logits_do_not_overflow_and_examples_and_heads_are_apart():
         np.testing.assert_array_equal(found[name][one], clean[name][one], err_msg=name)
 
 
-def choice(shape=(2, 28, 28, 6, 32), dtype=jnp.bfloat16, *, window=3, stride=2, beside=()):
+def choice(shape=(2, 28, 28, 6, 32), dtype=jnp.bfloat16, *, window=3, stride=2, asked=()):
     batch, rows, columns, heads, _ = shape
     windows = (batch, -(-rows // stride), -(-columns // stride), heads, window**2, window**2)
     arrays = (jax.ShapeDtypeStruct(windows, dtype), jax.ShapeDtypeStruct(shape, dtype))
-    return OUTLOOK.choose("tpu", arrays, window=window, stride=stride, beside=beside)
+    return OUTLOOK.choose("tpu", arrays, Settings(window, stride, 0.3), asked)
 
 
 @pytest.mark.smoke
@@ -103,7 +103,7 @@ def test_what_the_kernel_does_not_have_is_refused():
         assert made.implementation == "tpu"
     for reason, made in {
         "float16": choice(dtype=jnp.float16),
-        "no hook": choice(beside=("hook",)),
+        "no look at the maps": choice(asked=("look at the maps",)),
         "window=5": choice(window=5),
         "stride=1": choice(stride=1),
         "head dim 24": choice((1, 28, 28, 6, 24)),

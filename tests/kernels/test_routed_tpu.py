@@ -1,6 +1,7 @@
 """The TPU kernels of routed attention: interpreted on the CPU, and compiled by the TPU's own compiler."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,13 @@ from interpreting import interpreted
 
 import attn
 from attn.routed import xla
-from attn.routed.api import ROUTED, routed_attention
+from attn.routed.api import ROUTED, Settings, routed_attention
 from benchmarks import routed_sides, routed_tpu, tpu_cycles
 from kernels.routed import oracle, tpu
 from kernels.routed.tpu_plan import Plan
 
 NAMES = ("out", "lse", "dq", "dk", "dv")
+PLAIN = types.SimpleNamespace(forward=xla.forward, backward=lambda *arrays, **how: xla.backward(*arrays, None, **how))
 
 
 @dataclasses.dataclass
@@ -88,7 +90,7 @@ def test_bfloat16_loses_no_more_than_the_plain_path_does():
     with interpreted():
         found = given.results(tpu)
     assert all(found[name].dtype == jnp.bfloat16 for name in NAMES if name != "lse")
-    lost, plain = given.errors(found), given.errors(given.results(xla))
+    lost, plain = given.errors(found), given.errors(given.results(PLAIN))
     for name, error in lost.items():
         # A loss may be small by luck: it counts as half a unit in the last place at least.
         rounding = 0.5 * float(jnp.finfo(jnp.bfloat16).eps)
@@ -141,11 +143,11 @@ def test_blocks_fill_the_lanes_and_passes_hold_all_regions():
     assert (large.together, large.passes) == (7, 7)
 
 
-def choice(shape=(1, 28, 28, 4, 32), dtype=jnp.bfloat16, *, keys=None, regions=(7, 7), topk=4, beside=()):
+def choice(shape=(1, 28, 28, 4, 32), dtype=jnp.bfloat16, *, keys=None, regions=(7, 7), topk=4, asked=()):
     q = jax.ShapeDtypeStruct(shape, dtype)
     k = jax.ShapeDtypeStruct(keys or shape, dtype)
     indices = jax.ShapeDtypeStruct((shape[0], regions[0] * regions[1], topk), jnp.int32)
-    return ROUTED.choose("tpu", (q, k, k, indices), regions=regions, beside=beside)
+    return ROUTED.choose("tpu", (q, k, k, indices), Settings(regions, 0.3), asked)
 
 
 def test_what_the_kernel_does_not_have_is_refused(monkeypatch):
@@ -153,12 +155,12 @@ def test_what_the_kernel_does_not_have_is_refused(monkeypatch):
     assert choice((8, 56, 56, 3, 32), topk=1).implementation == "tpu"
     for reason, made in {
         "float16": choice(dtype=jnp.float16),
-        "no hook": choice(beside=("hook",)),
+        "no look at the maps": choice(asked=("look at the maps",)),
         "of the shape of the queries": choice(keys=(1, 14, 14, 4, 32)),
         "head dim 24": choice((1, 28, 28, 4, 24)),
         "regions of 4 places": choice((1, 14, 14, 8, 32), topk=16),
     }.items():
-        # Gathered, where that is a small part of the map and where there is a hook.
+        # Gathered, where that is a small part of the map and where maps are looked at.
         assert made.implementation == ("dense" if reason == "regions of 4 places" else "xla")
         assert reason in made.refused["tpu"], made.refused
     monkeypatch.setattr(tpu, "chip_memory", lambda: 2**20)

@@ -4,6 +4,7 @@ Programs are shared: one evaluation and one pair of train steps per family serve
 checked of every registered variant, as shapes, is in `test_contract_variants.py`; timm itself in `test_timm.py`.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -24,7 +25,6 @@ from flax import nnx
 from references import reference_of
 
 import models
-from models.core.errors import keyword_options
 from models.hosts.hierarchy import Hierarchy
 from models.weights.family import family_of
 
@@ -50,7 +50,9 @@ def layers(found):
 
 
 class Evaluation:
-    """One jitted function: logits, features, and the pooled features of the model without its classifier."""
+    """One jitted function: logits, features, what a tap records in the first and the last layer, and the pooled
+    features of the model without its classifier.
+    """
 
     def __init__(self, family, **options):
         self.model = tiny_models.create(family, **options)
@@ -64,15 +66,16 @@ class Evaluation:
             self.traced.append(images.shape)
             model = models.merge(self.graph, params, state)
             before = models.split(model)[2]
-            found = {"called": model(images), **model.features(images, layers=chosen, sites=("heads",))}
+            tap = models.record("heads", layers=chosen)
+            found = {"called": model(images), **model.features(images, layers=chosen, tap=tap)}
             after = models.split(model)[2]
             assert all(after[name] is before[name] for name in before), "an evaluation changes the state of the model"
             without = models.merge(headless, {n: params[n] for n in bare}, {n: state[n] for n in bare_state})
-            return {**found, "headless": without(images)}
+            return {**found, "headless": without(images)}, tap.values
 
         self.run = functools.partial(run, self.params, self.state)
         self.images = tiny_models.images(side(family), side(family))
-        self.found = self.run(self.images)
+        self.found, self.recorded = self.run(self.images)
 
 
 evaluation = functools.cache(Evaluation)
@@ -80,7 +83,11 @@ evaluation = functools.cache(Evaluation)
 
 @functools.cache
 def training(family, scan=True):
-    """`(key) -> (logits, gradients, new state)` by unrolled names, of eight images and with noise of all kinds."""
+    """`(key) -> (logits, gradients, new state)` by unrolled names, of eight images and with noise of all kinds.
+
+    Of an unrolled model no gradients: those of each mechanism are compared in `test_mechanisms.py`, and those of a
+    family take most of the time to compile.
+    """
     model = tiny_models.create(family, scan=scan, **noise(family))
     graph, params, state = models.split(model)
     images = tiny_models.images(side(family), side(family), batch=8)
@@ -91,7 +98,7 @@ def training(family, scan=True):
         total = sum(jnp.sin(value).sum() for value in jax.tree.leaves(answer))
         return total, (answer, models.split(model)[2])
 
-    step = jax.jit(jax.grad(loss, has_aux=True))
+    step = jax.jit(jax.grad(loss, has_aux=True) if scan else lambda params, key: ({}, loss(params, key)[1]))
 
     @functools.cache
     def run(seed):
@@ -104,7 +111,8 @@ def training(family, scan=True):
 def noise(family):
     """Those of `NOISE` that the family has."""
     build = models.core.registry._lookup(tiny_models.TINY[family][0])[0]
-    return {option: rate for option, rate in NOISE.items() if option in keyword_options(build)}
+    known = {field.name for field in dataclasses.fields(build.Options)}
+    return {option: rate for option, rate in NOISE.items() if option in known}
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -113,7 +121,7 @@ def noise(family):
 @pytest.mark.smoke
 @families
 def test_logits_and_features(family):
-    """Shapes and types, names of layers and of their hook sites, and that all of them belong to one computation."""
+    """Shapes and types, names of layers and of their sites, and that all of them belong to one computation."""
     ran = evaluation(family)
     found = ran.found
     assert found["logits"].shape == (2, CLASSES)
@@ -127,9 +135,12 @@ def test_logits_and_features(family):
     chosen = layers(found)
     assert len(chosen) == 2, f"of the first and the last layer there are {chosen}"
     assert all(found[name].ndim == 3 for name in chosen)
-    sites = [name for name in found if re.search(r"\.heads(\.\d+)?$", name)]
-    assert sites, "no hook site of these layers was recorded"
-    assert all(site.rsplit(".heads", 1)[0] in chosen for site in sites)
+    assert list(ran.recorded), "no site of these layers was recorded"
+    paths = {re.sub(r"\.\d+$", "", name) for name in chosen}
+    for full, numbers in ran.recorded.layers.items():
+        assert set(numbers) <= {0, ran.model.depth - 1}, full
+        assert any(full.startswith(f"{path}.") for path in paths), full
+        assert ran.recorded[full].shape[:2] == (len(numbers), 2)
     # Not all images give the same, so they are looked at.
     assert not np.allclose(found["logits"][0], found["logits"][1], atol=1e-4)
 
@@ -175,10 +186,11 @@ def test_it_is_exported_for_any_batch(family):
 def test_evaluation_repeats_and_is_compiled_once_for_a_shape(family):
     """Twice the same numbers from one trace; a wide image, which is a second one."""
     ran = evaluation(family)
-    again = ran.run(ran.images)
+    again, recorded = ran.run(ran.images)
+    jax.tree.map(np.testing.assert_array_equal, recorded, ran.recorded)
     for name, value in ran.found.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
-    wide = ran.run(tiny_models.images(side(family), 2 * side(family)))
+    wide, _ = ran.run(tiny_models.images(side(family), 2 * side(family)))
     ran.run(tiny_models.images(side(family), 2 * side(family)) + 1)
     assert [shape[1:3] for shape in ran.traced] == [(side(family),) * 2, (side(family), 2 * side(family))]
     assert wide["logits"].shape == (2, CLASSES)
@@ -282,13 +294,12 @@ def test_training_moves_the_statistics(family):
 
 @families
 def test_scanned_equals_unrolled(family):
-    """Logits, gradients and statistics, with the noise of each layer; and the evaluation."""
+    """Logits and statistics, with the noise of each layer; and the evaluation."""
     scanned, unrolled = (training(family, scan)(0) for scan in (True, False))
     jax.tree.map(lambda a, b: close(a, b, 1e-5), scanned[0], unrolled[0])
-    for what in (1, 2):
-        assert scanned[what].keys() == unrolled[what].keys()
-        for name, value in unrolled[what].items():
-            close(scanned[what][name], value, 2e-5, name)
+    assert scanned[2].keys() == unrolled[2].keys()
+    for name, value in unrolled[2].items():
+        close(scanned[2][name], value, 2e-5, name)
 
 
 @pytest.mark.slow
@@ -377,9 +388,11 @@ def test_weights_come_back_from_a_file(family, tmp_path):
 @pytest.mark.slow
 @pytest.mark.plan
 @needs_compiler
-@families
+@pytest.mark.parametrize("family", ["nat", "swin", "volo", "biformer"])
 def test_a_train_step_is_planned_for_a_tpu(family):
-    """The whole step of the loop, in bfloat16 on four chips that share the parameters."""
+    """The whole step of the loop, in bfloat16 on four chips that share the parameters; of each kernel one family. That
+    every family lowers for TPUs is in `test_calls.py`.
+    """
     from training.plans import chips, plan
 
     name, options = tiny_models.TINY[family]

@@ -1,4 +1,4 @@
-"""Neighborhood attention as a module: fused and masked paths, padding, prefix, hooks; bias by relative position."""
+"""Neighborhood attention as a module: fused and masked paths, padding, prefix, taps; bias by relative position."""
 
 import itertools
 
@@ -12,9 +12,11 @@ import attn
 import models
 from attn import Grid
 from attn.common.relative import relative_position_bias, resample_relative_bias
+from attn.core.masks import as_mask
 from models.attention.neighborhood import NeighborhoodAttention
 from models.attention.registry import make_attention
-from models.core.stack import Stack
+from models.core.call import Call, Memory
+from models.core.watch import Watch
 
 WIDTH, HEADS = 8, 2
 
@@ -32,9 +34,17 @@ def tokens(grid, batch=2):
     return jax.random.normal(jax.random.key(9), (batch, grid.tokens, WIDTH))
 
 
-def unedited(site, value, layer):
-    """A hook that may look at anything, which takes the path that masks dense attention."""
+@models.tap("logits", "probs")
+def unedited(site, value):
+    """A tap that looks at maps, which takes the path that masks dense attention."""
     return value
+
+
+def attended(made, x, grid, tap=None, **call):
+    """What a module gives; with a tap that records also what it has recorded."""
+    watch = None if tap is None else Watch(tap)
+    y = made(x, Call(grid, tap=watch, **call))
+    return (y, *watch.finish(1)) if watch is not None else y
 
 
 PATTERNS = {
@@ -58,8 +68,8 @@ def test_fused_and_masked_paths_are_one_function(name):
     graph, params, state = models.split(module(**options))
     x = tokens(grid)
 
-    def loss(params, x, hook):
-        y = models.merge(graph, params, state)(x, grid, hook=hook)
+    def loss(params, x, tap):
+        y = models.merge(graph, params, state)(x, Call(grid, tap=None if tap is None else Watch(tap)))
         return jnp.sum(jnp.sin(y)), y
 
     run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
@@ -74,94 +84,77 @@ def test_small_maps_are_padded_before_the_projections():
     made, grid, larger = module(window=3, dilation=2), Grid((5, 3)), Grid((6, 6))
     x = tokens(grid)
     wide = jnp.pad(x.reshape(2, 5, 3, WIDTH), ((0, 0), (0, 1), (0, 3), (0, 0))).reshape(2, 36, WIDTH)
-    expected = made(wide, larger).reshape(2, 6, 6, WIDTH)[:, :5, :3].reshape(2, 15, WIDTH)
-    np.testing.assert_allclose(made(x, grid), expected, atol=1e-6)
+    expected = made(wide, Call(larger)).reshape(2, 6, 6, WIDTH)[:, :5, :3].reshape(2, 15, WIDTH)
+    np.testing.assert_allclose(made(x, Call(grid)), expected, atol=1e-6)
     made.qkv.bias.set_value(made.qkv.bias[...] + 1.0)
-    assert not np.allclose(made(x, grid), expected, atol=1e-2)
+    assert not np.allclose(made(x, Call(grid)), expected, atol=1e-2)
 
 
 def test_prefix_tokens_see_everything_and_are_seen():
     made, grid = module(window=3, relative_bias=False), Grid((6, 6), prefix=1)
     x = tokens(grid, batch=1)
-    before = made(x, grid)
-    far = made(x.at[:, -1].add(1.0), grid)
+    run = jax.jit(lambda x: made(x, Call(grid)))
+    before = run(x)
+    far = run(x.at[:, -1].add(1.0))
     assert not np.allclose(before[:, 0], far[:, 0], atol=1e-4)
     np.testing.assert_allclose(before[:, 1], far[:, 1], atol=1e-6)
-    moved = made(x.at[:, 0].add(1.0), grid)
+    moved = run(x.at[:, 0].add(1.0))
     assert np.all(np.abs(before - moved).max(-1) > 1e-5)
 
 
-def test_a_hook_that_names_its_sites_keeps_the_fused_path():
+def test_a_tap_without_maps_keeps_the_fused_path():
     """Maps of chosen queries from its logsumexp are those of the masked path."""
     made, grid = module(window=3), Grid((5, 4), prefix=1)
-    x, seen = tokens(grid), {}
+    x = tokens(grid)
 
-    def look(site, value, layer):
-        seen[site] = value
-        return value
+    def recorded(x, *sites):
+        return attended(made, x, grid, models.record(*sites))[1]
 
-    made(x, grid, hook=look)
-    everything = dict(seen)
-    assert list(everything) == ["q", "k", "v", "logits", "probs", "heads"]
-    seen.clear()
-    look.sites = {"q", "k", "lse"}
-    made(x, grid, hook=look)
-    assert list(seen) == ["q", "k", "v", "lse", "heads"]
-    maps = {name: seen[name][:, 1:].reshape(2, 5, 4, HEADS, -1) for name in ("q", "k")}
-    queries = np.array([[0, 0], [2, 3]])
-    found, to_prefix = attn.probabilities(
-        **maps, lse=seen["lse"], queries=queries, window=3, bias=made.relative_bias[...], extra_keys=seen["k"][:, :1]
+    fused = jax.make_jaxpr(lambda x: recorded(x, "q", "k", "lse").arrays)(x)
+    assert not any(v.aval.shape[-2:] == (21, 21) for eqn in fused.eqns for v in eqn.outvars)
+    everything, seen = jax.jit(lambda x: (recorded(x, "probs", "lse"), recorded(x, "q", "k", "lse")))(x)
+    np.testing.assert_allclose(seen["lse"], everything["lse"], atol=1e-5)
+    maps = {name: seen[name][0, :, 1:].reshape(2, 5, 4, HEADS, -1) for name in ("q", "k")}
+    queries, extra = np.array([[0, 0], [2, 3]]), seen["k"][0, :, :1]
+    found, to_prefix = attn.neighborhood_maps(
+        **maps,
+        lse=seen["lse"][0, :, 1:].reshape(2, 5, 4, HEADS),
+        queries=queries,
+        window=3,
+        bias=made.relative_bias[...],
+        extra_keys=extra,
     )
-    rows = everything["probs"][:, :, [1, 1 + 2 * 4 + 3]]
+    rows = everything["probs"][0][:, :, [1, 1 + 2 * 4 + 3]]
     np.testing.assert_allclose(found.reshape(2, 2, HEADS, 20), rows[..., 1:].swapaxes(1, 2), atol=1e-6)
     np.testing.assert_allclose(to_prefix, rows[..., :1].swapaxes(1, 2), atol=1e-6)
-
-
-@pytest.mark.parametrize("scan", [True, False])
-def test_recorded_sites_choose_the_path(scan):
-    grid = Grid((4, 4))
-
-    class Layer(nnx.Module):
-        def __init__(self, rngs):
-            self.attn = NeighborhoodAttention(WIDTH, HEADS, window=3, implementation="reference", rngs=rngs)
-
-        def __call__(self, x, grid, *, context, mask, hook, layer, train, key):
-            return x + self.attn(x, grid, hook=hook, layer=layer)
-
-    stack = Stack([Layer], 2, rngs=nnx.Rngs(0), scan=scan)
-    plain, found = stack(tokens(grid), grid, layers=(1,), sites=("lse",))
-    assert found["1.lse"].shape == (2, 4, 4, HEADS)
-    same, found = stack(tokens(grid), grid, layers=(1,), sites=("probs",))
-    assert found["1.probs"].shape == (2, HEADS, 16, 16)
-    np.testing.assert_allclose(found["1.probs"].sum(-1), 1, atol=1e-6)
-    np.testing.assert_array_equal((found["1.probs"] > 0).sum(-1), 9)
-    np.testing.assert_allclose(plain, same, atol=1e-5)
 
 
 def test_masks_and_dropout():
     made, grid = module(window=3, dropout=0.5), Grid((4, 4))
     x = tokens(grid)
-    mask = np.ones((1, 1, 16, 16), bool)
-    np.testing.assert_allclose(made(x, grid, mask=mask), made(x, grid), atol=1e-5)
+    run = jax.jit(lambda mask: made(x, Call(grid, mask=as_mask(mask))))
+    mask, plain = np.ones((1, 1, 16, 16), bool), made(x, Call(grid))
+    np.testing.assert_allclose(run(mask), plain, atol=1e-5)
     mask[..., 1] = False  # in the window of token 0 and not of token 15
-    changed = made(x, grid, mask=mask)
-    assert not np.allclose(changed[:, 0], made(x, grid)[:, 0], atol=1e-4)
-    np.testing.assert_allclose(changed[:, 15], made(x, grid)[:, 15], atol=1e-5)
-    dropped = [made(x, grid, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1)]
+    changed = run(mask)
+    assert not np.allclose(changed[:, 0], plain[:, 0], atol=1e-4)
+    np.testing.assert_allclose(changed[:, 15], plain[:, 15], atol=1e-5)
+    noisy = jax.jit(lambda key: made(x, Call(grid, train=True, key=key)))
+    dropped = [noisy(jax.random.key(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert not np.allclose(dropped[0], dropped[2], atol=1e-3)
 
 
 def test_what_cannot_be_had_is_one_line():
     made, x = module(window=3), tokens(Grid((4, 4)))
-    with pytest.raises(ValueError, match="neighborhood attention has no context"):
-        made(x, Grid((4, 4)), context=x)
+    with pytest.raises(ValueError, match="neighborhood attention attends to no other stream"):
+        made(x, Call(Grid((4, 4)), memory=Memory(x)))
     with pytest.raises(ValueError, match=r"a window of \(3, 3\) does not fit a map of \(16,\)"):
-        made(x, Grid((16,)))
+        made(x, Call(Grid((16,))))
     with pytest.raises(ValueError, match=r"a mask over a map of \(2, 8\), which is padded to \(3, 8\)"):
-        made(x, Grid((2, 8)), mask=jnp.ones((1, 1, 16, 16), bool))
+        made(x, Call(Grid((2, 8)), mask=as_mask(jnp.ones((1, 1, 16, 16), bool))))
     with pytest.raises(ValueError, match="stride 4 is larger than window 3"):
-        module(window=3, stride=4)(x, Grid((4, 4)))
+        module(window=3, stride=4)
     with pytest.raises(ValueError, match="width 8 is not divisible by 3 heads"):
         NeighborhoodAttention(WIDTH, 3, rngs=nnx.Rngs(0))
 
@@ -201,8 +194,9 @@ def test_dense_attention_with_a_relative_bias():
     dense.relative_bias.set_value(table)
     nnx.update(whole, nnx.state(dense))
     x = tokens(grid)
-    np.testing.assert_allclose(dense(x, grid), whole(x, grid), atol=1e-5)
-    assert dense(tokens(Grid((3, 4), 1)), Grid((3, 4), 1)).shape == (2, 13, WIDTH)
-    assert dense(tokens(Grid((5, 2))), Grid((5, 2))).shape == (2, 10, WIDTH)
-    with pytest.raises(ValueError, match="a relative position bias has no meaning for a context"):
-        dense(x, grid, context=x)
+    np.testing.assert_allclose(dense(x, Call(grid)), whole(x, Call(grid)), atol=1e-5)
+    for other in (Grid((3, 4), 1), Grid((5, 2))):
+        shape = jax.eval_shape(lambda x, other=other: dense(x, Call(other)), tokens(other)).shape
+        assert shape == (2, other.tokens, WIDTH)
+    with pytest.raises(ValueError, match="a relative position bias has no meaning for a memory"):
+        dense(x, Call(grid, memory=Memory(x)))

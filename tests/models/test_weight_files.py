@@ -152,9 +152,9 @@ A, B = np.float32([1, 2]), np.float32([3, 4])
         {"model": {"w": A}, "optimizer": {"state": {0: B}}},
         {"state_dict": OrderedDict({"module.w": A})},
         {"state_dict": {"_orig_mod.w": A}},
-        {"model": {"w": B}, "model_ema": {"w": A}},
+        {"model": None, "model_ema": {"module.w": A}},
         {"model": {"model": {"w": A}}, "loss": B},
-        {"student": {"w": B}, "teacher": {"w": A}},
+        {"teacher": {"w": A}, "optimizer": {"state": {0: B}}},
         {"model": {"w": Call("torch._utils", "_rebuild_parameter", A, True, OrderedDict())}},
         {"w": A, "args": Call("argparse", "Namespace", state={"lr": 0.1}), "epoch": 3},
         {"w": A, "config": Call("yacs.config", "CfgNode", state={"depth": 3})},
@@ -167,6 +167,14 @@ def test_the_weights_are_found_in_a_training_checkpoint(tmp_path, layout, tree):
 def test_dictionaries_in_dictionaries_give_dotted_names(tmp_path):
     found = read_weights(saved(tmp_path / "a.pt", {"backbone": {"w": A, 3: B}, "head": {"w": B}}))
     assert_same(found, {"backbone.w": A, "backbone.3": B, "head.w": B})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_dictionary_that_holds_itself_is_one_line(tmp_path, layout):
+    tree = {"w": A}
+    tree["more"] = {"model": tree}
+    with pytest.raises(ValueError, match=r"a\.pth holds a dictionary that holds itself$"):
+        read_weights(saved(tmp_path / "a.pth", tree, layout))
 
 
 # Damage.

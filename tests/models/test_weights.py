@@ -1,5 +1,8 @@
 """Official weights in and out: adaptations, the report of what does not fit, files, and timm itself."""
 
+import dataclasses
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -20,6 +23,8 @@ from official import (
 )
 
 import models
+from models.hosts.isotropic import VisionTransformer, VitOptions
+from models.weights.family import FAMILIES, family_of
 from models.weights.files import write_safetensors
 
 # --- adaptations ------------------------------------------------------------------------------------------------------
@@ -126,21 +131,20 @@ def test_whatever_is_wrong_is_one_line(write, arguments):
     whole = write(official(**arguments))
     model = build(**arguments)
     rng = np.random.default_rng(0)
-    for name in whole:
-        for change in ("missing", "renamed", "shape", "type"):
-            damaged = dict(whole)
-            array = damaged.pop(name)
-            if change == "renamed":
-                damaged[f"{name}x"] = array
-            elif change == "shape":
-                damaged[name] = np.zeros(rng.integers(0, 4, size=rng.integers(0, 5)), np.float32)
-            elif change == "type":
-                damaged[name] = np.zeros(array.shape, "complex64")
-            if name == "mask_token" and change != "renamed":
-                continue
-            with pytest.raises(ValueError, match="do not fit") as error:
-                models.convert_weights(model, damaged)
-            assert "\n" not in str(error.value), (name, change)
+    for name, change in zip(whole, itertools.cycle(("missing", "renamed", "shape", "type")), strict=False):
+        damaged = dict(whole)
+        array = damaged.pop(name)
+        if change == "renamed":
+            damaged[f"{name}x"] = array
+        elif change == "shape":
+            damaged[name] = np.zeros(rng.integers(0, 4, size=rng.integers(0, 5)), np.float32)
+        elif change == "type":
+            damaged[name] = np.zeros(array.shape, "complex64")
+        if name == "mask_token" and change != "renamed":
+            continue
+        with pytest.raises(ValueError, match="do not fit") as error:
+            models.convert_weights(model, damaged)
+        assert "\n" not in str(error.value), (name, change)
 
 
 def parallel():
@@ -157,6 +161,28 @@ def test_a_model_without_a_table():
         models.export_weights(build())
     with pytest.raises(ValueError, match="no blocks of kind 'parallel'"):
         models.export_weights(with_values(*parallel()), layout="big_vision")
+
+
+class Mine(VisionTransformer):
+    """A model of a user's own, made from one that has a table."""
+
+
+class MineToo(Mine):
+    """And one made from that."""
+
+
+def test_a_model_that_is_made_from_another_has_its_weights(monkeypatch):
+    options = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 3, "heads": 2, "mlp_width": 32}
+    timm = official()
+    for kind in (Mine, MineToo):
+        model = nnx.eval_shape(lambda kind=kind: kind(VitOptions(num_classes=5, **options), rngs=nnx.Rngs(0)))
+        assert models.load_weights(model, timm) == []
+        assert_same(models.unstack(models.split(model)[1]), loaded(timm)[0])
+        assert_same(models.export_weights(model), timm)
+    # The nearest class counts.
+    monkeypatch.setitem(FAMILIES, "mine", dataclasses.replace(family_of(model), name="mine", model=Mine, variants={}))
+    assert family_of(model).name == "mine"
+    assert family_of(build()).name == "vit"
 
 
 # --- files and modules ------------------------------------------------------------------------------------------------

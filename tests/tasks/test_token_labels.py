@@ -16,12 +16,14 @@ from official import QUICK_COMPILE
 import data
 import models
 import tasks
+from attn import Grid
+from models.core.call import Call
 from models.layers.cutmix import cut_box, exchange, token_box
 from training.run import loop
 
 create, images = partial(tiny_models.create, "volo"), tiny_models.images
 MIXED = {"dense": True, "mix_token": True}
-KEY = jax.random.key(5)
+KEY = jax.random.key(7)  # whose box is not empty
 
 
 def call(model, x, method="__call__", key=None, **options):
@@ -82,7 +84,7 @@ def test_tokens_are_mixed_before_the_stages_and_unmixed_after_them():
     expected = np.where(changed[None, ..., None], plain["embedded"][::-1], plain["embedded"])
     np.testing.assert_allclose(mixed["stages.0.embedded"], expected, atol=1e-6)
     np.testing.assert_allclose(mixed["token_logits"], plain["token_logits"], atol=1e-5)
-    boxes = [create(**MIXED, **options)._box((14, 14), jax.random.key(seed)) for seed in (1, 2)]
+    boxes = [create(**MIXED, **options)._box((14, 14), Call(Grid(()), key=jax.random.key(seed))) for seed in (1, 2)]
     assert not np.array_equal(*boxes)
 
 
@@ -204,13 +206,15 @@ def test_a_run_learns_from_token_labels_and_teaches(tmp_path):
         model__options=own | MIXED | {"depths": (1, 1), "widths": (8, 8), "class_layers": 1},
         model__drop_path=0.1,
         optim__accumulate=2,
-        optim__learning_rate=3e-3,
+        optim__learning_rate=1e-2,
         train__token_labels=0.5,
     )
     result = loop.train(config(train__steps=8), tmp_path / "teacher", terminal=tiny.quiet())
     rows = tiny.rows(tmp_path / "teacher")
     assert result["step"] == 8
-    assert rows[-1]["loss"] < rows[0]["loss"]
+    # Single steps differ by the images that are mixed.
+    losses = [row["loss"] for row in rows]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.02
     for row in rows:
         assert row["loss"] == pytest.approx(row["label_loss"] + 0.5 * row["token_loss"], rel=1e-4)
     taught = config(train__steps=2, train__teacher=str(tmp_path / "teacher"))

@@ -22,8 +22,8 @@ import models
 from tasks import base
 from training.checkpoints import checkpoint
 from training.distributed import hostread
-from training.evaluation import evaluate, trained
-from training.run import command, loop
+from training.evaluation import trained
+from training.run import command, evaluate, loop
 
 ROOT = Path(__file__).resolve().parents[2]
 SYNTHETIC = "synthetic:classes=6,examples=50,size=16"

@@ -253,6 +253,45 @@ def test_a_file_of_weights_is_exported_again(exported, experiment, tmp_path):
     assert (tmp_path / "weights.safetensors").read_bytes() == file.read_bytes()
 
 
+def two_sets(exported, folder, names=("model", "model_ema")):
+    """A training checkpoint with the exported weights and, as their average, others; `(file, average)`."""
+    arrays = read_weights(exported / "weights.safetensors")
+    average = {name: array[::-1] for name, array in arrays.items()}
+    return saved(folder / "train.pth", {**dict(zip(names, (arrays, average), strict=True)), "epoch": 3}), average
+
+
+def test_of_two_sets_of_weights_the_flags_choose_one(workdir, exported, experiment, tmp_path, capsys):
+    file, average = two_sets(exported, tmp_path)
+    command_line = [f"--checkpoint={file}", f"--config={experiment}"]
+    assert run(*command_line) == 2
+    said = capsys.readouterr().err.strip()
+    holds = r"train\.pth holds several sets of weights: model \(raw\), model_ema \(averaged\); choose by --raw or --ema"
+    assert re.fullmatch(rf"error: \S*{holds}", said), said
+    results = {}
+    # The configuration's `eval.use_ema` chooses in workdirs only.
+    for which, options in (("raw", []), ("ema", ["--config.eval.use_ema=false"])):
+        assert run(*command_line, f"--{which}", f"--output={tmp_path / which}", *options) == 0
+        taken = "the averaged weights below model_ema" if which == "ema" else "the weights below model"
+        assert f"train.pth: {taken} are taken, not those below model" in capsys.readouterr().err
+        found = json.loads((tmp_path / which / "test.json").read_text())
+        assert found["weights"] == which
+        results[which] = found["results"]
+    expected = json.loads((workdir / "summary.json").read_text())["metrics"]["test"]
+    assert results["raw"]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    np.savez(tmp_path / "average.npz", **average)
+    assert run(f"--checkpoint={tmp_path / 'average.npz'}", f"--config={experiment}", f"--output={tmp_path / 'o'}") == 0
+    alone = json.loads((tmp_path / "o" / "test.json").read_text())
+    assert (alone["weights"], alone["results"]["loss"]) == ("raw", pytest.approx(results["ema"]["loss"], rel=1e-6))
+
+
+def test_the_exported_set_is_the_chosen_one(exported, experiment, tmp_path):
+    file, average = two_sets(exported, tmp_path, ("student", "teacher"))
+    assert run(f"--checkpoint={file}", f"--config={experiment}", "--ema", f"--export={tmp_path / 'out'}") == 0
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["weights"] == "ema"
+    for name, array in read_weights(tmp_path / "out" / "weights.safetensors").items():
+        np.testing.assert_array_equal(array, average[name], err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -267,17 +306,28 @@ def test_a_file_of_weights_is_exported_again(exported, experiment, tmp_path):
             ["--checkpoint=FILE", "--config=CONFIG", "--config.data.name=synthetic:classes=3,examples=8,size=16"],
             "4 classes in the file and 3 here",
         ),
-        (["--checkpoint=FILE", "--config=CONFIG", "--ema"], "has no moving average"),
+        (
+            ["--checkpoint=FILE", "--config=CONFIG", "--ema"],
+            r"--ema: \S*weights.safetensors has no moving average by its names; it holds one set of weights \(raw\)$",
+        ),
+        (
+            ["--checkpoint=EMA", "--config=CONFIG", "--raw"],
+            r"--raw: \S*ema.pth has no raw weights .* ema \(averaged\)$",
+        ),
+        (["--checkpoint=NAN", "--config=CONFIG"], r"nan.pth: norm.bias holds NaN or infinity$"),
         (["--workdir=WORKDIR", "--export=DAMAGED"], r"--export=.*damaged\.pth: cannot be written"),
     ],
 )
 def test_bad_input_is_one_line(workdir, exported, experiment, tmp_path, capsys, arguments, said):
     (tmp_path / "damaged.pth").write_bytes(b"PK" + bytes(50))
+    arrays = read_weights(exported / "weights.safetensors")
     names = {
         "FILE": exported / "weights.safetensors",
         "CONFIG": experiment,
         "WORKDIR": workdir,
         "DAMAGED": tmp_path / "damaged.pth",
+        "EMA": saved(tmp_path / "ema.pth", {"ema": arrays}),
+        "NAN": saved(tmp_path / "nan.pth", arrays | {"norm.bias": np.full(16, np.nan, np.float32)}),
     }
     for name, path in names.items():
         arguments = [re.sub(rf"={name}$", f"={path}", argument) for argument in arguments]
@@ -304,6 +354,29 @@ def test_a_run_starts_from_a_file_of_weights(exported, tmp_path, capsys, kind):
     np.testing.assert_array_equal(found["blocks.1.mlp.fc1.kernel"], there["blocks.1.mlp.fc1.weight"].T)
     assert found["head.kernel"].shape == (16, 6)
     assert found["pos_embed"].shape == (1, 17, 16)
+
+
+def test_a_run_starts_from_the_set_of_weights_that_it_names(exported, tmp_path, capsys):
+    file, average = two_sets(exported, tmp_path)
+    arrays = read_weights(exported / "weights.safetensors")
+    said = (
+        r"init_from=\S*train.pth: .* several sets .*; choose by config.model.init_weights=raw or config.model.init_we"
+    )
+    with pytest.raises(ValueError, match=said):
+        prepare(tiny.config(model__init_from=str(file))).initial_state()
+    for which, expected in (("raw", arrays), ("ema", average)):
+        state = prepare(tiny.config(model__init_from=str(file), model__init_weights=which)).initial_state()
+        found = models.unstack(state.params)["blocks.1.mlp.fc1.kernel"]
+        np.testing.assert_array_equal(found, expected["blocks.1.mlp.fc1.weight"].T)
+        assert re.search(r"init_from .*: the (averaged )?weights below model\w* are taken", capsys.readouterr().err)
+    plain = exported / "weights.safetensors"
+    prepare(tiny.config(model__init_from=str(plain), model__init_weights="raw")).initial_state()
+    with pytest.raises(ValueError, match=r"config\.model\.init_weights=ema: \S* has no moving average by its names"):
+        prepare(tiny.config(model__init_from=str(plain), model__init_weights="ema")).initial_state()
+    with pytest.raises(ValueError, match=r"^config\.model\.init_weights=raw: needs config\.model\.init_from$"):
+        prepare(tiny.config(model__init_weights="raw"))
+    with pytest.raises(ValueError, match=r"init_weights='avg': takes one of auto, raw, ema"):
+        tiny.config(model__init_weights="avg")
 
 
 @pytest.mark.parametrize(

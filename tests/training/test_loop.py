@@ -8,10 +8,12 @@ import pytest
 import tiny
 from jax._src.array import ArrayImpl
 
+import models
 from tasks.classification import Classification
 from training.checkpoints import checkpoint
 from training.distributed import hostread
 from training.run import loop
+from training.run.run import prepare
 
 
 def params_of(workdir, step=None):
@@ -206,6 +208,27 @@ def test_init_from_adapts_the_classifier_and_positions(tmp_path, capsys):
             terminal=tiny.quiet(),
         )
     assert not (tmp_path / "c" / "checkpoints" / "1").exists()
+
+
+def test_init_from_a_run_says_which_weights_it_takes(tmp_path, capsys):
+    loop.train(tiny.config(optim__ema=0.5), tmp_path / "a", terminal=tiny.quiet())
+    saved = checkpoint.restore_for_eval(tmp_path / "a")
+    capsys.readouterr()
+    name = "blocks.1.attn.qkv.kernel"
+    assert not np.array_equal(saved["params"][name], saved["ema"]["params"][name])
+    for which, part in (("auto", saved["ema"]), ("ema", saved["ema"]), ("raw", saved)):
+        config = tiny.config(model__init_from=str(tmp_path / "a"), model__init_weights=which)
+        state = prepare(config).initial_state()
+        np.testing.assert_array_equal(models.unstack(state.params)[name], part["params"][name])
+        taken = "the raw weights are taken, not the averaged ones"
+        if which != "raw":
+            taken = "the averaged weights are taken, not the raw ones"
+        assert f"init_from {tmp_path / 'a'}: {taken}" in capsys.readouterr().err
+    loop.train(tiny.config(), tmp_path / "b", terminal=tiny.quiet())
+    with pytest.raises(ValueError, match=r"init_weights=ema: it has no moving average \(the run had optim\.ema=0\)$"):
+        prepare(tiny.config(model__init_from=str(tmp_path / "b"), model__init_weights="ema")).initial_state()
+    prepare(tiny.config(model__init_from=str(tmp_path / "b"), model__init_weights="raw")).initial_state()
+    assert "are taken" not in capsys.readouterr().err
 
 
 def profiled(folder):

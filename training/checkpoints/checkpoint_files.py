@@ -122,9 +122,7 @@ def read_arrays(path: Path, about: Mapping[str, Any], parts: Sequence[str] | Non
     return arrays
 
 
-def read_shards(
-    path: Path, about: Mapping[str, Any], shardings: Mapping[str, Sharding]
-) -> dict[str, jax.Array]:
+def read_shards(path: Path, about: Mapping[str, Any], shardings: Mapping[str, Sharding]) -> dict[str, jax.Array]:
     """Reads global arrays, of which each process reads the shards of its devices; all processes call it.
 
     Nobody has whole arrays, so that checksums are not verified; a truncated or missing file is found.

@@ -19,10 +19,16 @@ import models
 import tasks
 from configs import Config
 from models.weights import files
+from models.weights.load import read
+from models.weights.wrappings import EMA, RAW
 from tasks.base import Task
 from training.checkpoints import checkpoint
 from training.checkpoints import checkpoint_layout as layout
 from training.distributed import mesh
+
+AUTO = "auto"
+"""Value of `config.model.init_weights` that takes the averaged weights of a run where it has some, and the only ones of
+a file."""
 
 
 def abstract_model(task: Task) -> tuple[nnx.Module, Any, Any, Any]:
@@ -84,7 +90,7 @@ def find(path: str) -> None:
         checkpoint.find(path)
 
 
-def read_official(path: str, config: Config, info: data.Info) -> dict[str, Any]:
+def read_official(path: str, config: Config, info: data.Info, which: str | None = None) -> dict[str, Any]:
     """A file of official weights for the model that a configuration describes, as if it were a checkpoint.
 
     What had to be adapted, such as positions for another image size, is said on stderr.
@@ -92,22 +98,24 @@ def read_official(path: str, config: Config, info: data.Info) -> dict[str, Any]:
     Args:
       path: a file that `models.load_weights` reads.
       info: what the data says of itself; the classifier has to have as many classes.
+      which: of several sets of weights in the file, `"raw"` or `"ema"`; None where there is one.
 
     Returns:
-      What `training.checkpoints.checkpoint.restore_for_eval` returns, with step 0, no averages and an empty
-      configuration.
+      What `training.checkpoints.checkpoint.restore_for_eval` returns, with step 0, averages that are the parameters
+      where these are averages, and an empty configuration.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file cannot be read, or does not fit the model.
+      ValueError: the file cannot be read, holds several sets of weights, or does not fit the model.
     """
     model = abstract_model(tasks.create(config.train.task, config, info))[0]
-    params, model_state, notes = models.convert_weights(model, path)
+    found = read(model, path, which, choice="--{}")
+    params, model_state, notes = models.convert_weights(model, found)
     _say(path, notes)
     return {
         "params": params,
         "model_state": model_state,
-        "ema": None,
+        "ema": {"params": params, "model_state": model_state} if found.kind == EMA else None,
         "config": {},
         "step": 0,
         "metadata": {"info": dataclasses.asdict(info)},
@@ -116,30 +124,39 @@ def read_official(path: str, config: Config, info: data.Info) -> dict[str, Any]:
 
 
 def start_from(
-    path: str, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array], model: nnx.Module
+    config: Config, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array], model: nnx.Module
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Starts a fresh model from saved weights (averaged ones where there are any) or from a file of official ones.
+    """Starts a fresh model from saved weights or from a file of official ones.
 
     What the model can adapt (a classifier for another number of classes, positions of another image size) is adapted
-    and said on stderr; everything else has to fit.
+    and said on stderr, as is which of several weights are taken; everything else has to fit.
 
     Args:
-      path: workdir, checkpoint or file of weights.
+      config: its `model.init_from` is a workdir, checkpoint or file of weights, of which `model.init_weights` are
+        taken.
       params, model_state: the fresh ones.
       model: knows what may be adapted.
 
     Returns:
       Parameters and model state in the layout of the fresh ones, whole and on the host in every process.
     """
+    path, which = config.model.init_from, config.model.init_weights
     fresh, fresh_state = mesh.gather((dict(params), dict(model_state)))
     where = f"config.model.init_from={path}"
     try:
         if files.is_weight_file(path):
             own = models.merge(models.split(model)[0], fresh, fresh_state)
-            loaded, loaded_state, notes = models.convert_weights(own, path)
+            found = read(own, path, None if which == AUTO else which, choice="config.model.init_weights={}")
+            loaded, loaded_state, notes = models.convert_weights(own, found)
         else:
-            loaded, loaded_state = weights(checkpoint.restore_for_eval(path))
+            saved = checkpoint.restore_for_eval(path)
+            if which == EMA and not saved["ema"]:
+                raise ValueError("config.model.init_weights=ema: it has no moving average (the run had optim.ema=0)")
+            loaded, loaded_state = weights(saved, which != RAW)
             loaded, notes = models.adapt(model, loaded, models.unstack(fresh))
+            if saved["ema"]:
+                taken, other = ("raw", "averaged") if which == RAW else ("averaged", "raw")
+                notes = [f"the {taken} weights are taken, not the {other} ones", *notes]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     fitted = fit(loaded, fresh, where), fit(loaded_state, fresh_state, where)

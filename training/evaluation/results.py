@@ -15,9 +15,9 @@ import configs
 import data
 from configs import base
 from training.evaluation import report
-from training.evaluation.evaluate import Results, scalars
 from training.evaluation.trained import Trained
 from training.run import workdir as workdirs
+from training.run.evaluate import Results, scalars
 
 
 def shown(results: Results, columns: Sequence[str]) -> dict[str, float]:

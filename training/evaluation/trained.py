@@ -16,7 +16,7 @@ from models.core import sharding
 from tasks.base import Task
 from training.checkpoints import initial
 from training.distributed import mesh
-from training.evaluation.evaluate import Evaluator, Results
+from training.run.evaluate import Evaluator, Results
 from training.run.state import Flat
 
 

@@ -1,6 +1,5 @@
 """Exponential moving average of parameters and model state, as pure functions on pytrees."""
 
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree

@@ -1,6 +1,5 @@
 """Norms of gradients by layer, and where they stopped being finite."""
 
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,6 +1,5 @@
 """Which parameters decay, and the learning rate of each layer: numbers per leaf, decided by unrolled name and shape."""
 
-
 import math
 import re
 from collections.abc import Callable, Mapping

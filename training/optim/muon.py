@@ -4,7 +4,6 @@ Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024),
 "Muon is Scalable for LLM Training" (arXiv:2502.16982, equation 4), so that AdamW's learning rate and decay serve.
 """
 
-
 import math
 import re
 from collections.abc import Mapping

@@ -10,7 +10,6 @@ owns, and for each its learning-rate factor (per layer) and weight decay. No rul
 docs/optim.md has the formulas, the recommended values and their sources.
 """
 
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -6,7 +6,6 @@ leaf and [L] for a stacked one. The decision is made before tracing, so that the
 leaf whatever its depth.
 """
 
-
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping

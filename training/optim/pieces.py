@@ -5,7 +5,6 @@ Frozen layers, or layers with another optimizer, are cut out of a stacked leaf b
 frozen layers cost neither moments nor arithmetic, and the optimizer state unrolls to the names of the unrolled model's.
 """
 
-
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

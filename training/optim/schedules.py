@@ -13,7 +13,6 @@ With `f = 0` these are the schedules of big_vision (`utils.create_learning_rate_
 Zhai et al., "Scaling Vision Transformers" (arXiv:2106.04560, section 3.5).
 """
 
-
 from collections.abc import Callable
 from typing import Any
 

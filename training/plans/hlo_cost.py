@@ -49,14 +49,17 @@ class Collective:
 
     def sent(self, devices: int) -> float:
         """Bytes that one of `devices` sends (and receives) when they form a ring."""
-        return self.size * {
-            "all-gather": devices - 1,
-            "all-reduce": 2 * (devices - 1) / devices,
-            "reduce-scatter": (devices - 1) / devices,
-            "all-to-all": (devices - 1) / devices,
-            "collective-permute": 1,
-            "collective-broadcast": 1,
-        }[self.kind]
+        return (
+            self.size
+            * {
+                "all-gather": devices - 1,
+                "all-reduce": 2 * (devices - 1) / devices,
+                "reduce-scatter": (devices - 1) / devices,
+                "all-to-all": (devices - 1) / devices,
+                "collective-permute": 1,
+                "collective-broadcast": 1,
+            }[self.kind]
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,7 @@ from tasks.base import Task
 from training.checkpoints import checkpoint
 from training.distributed import hostread, mesh, processes
 from training.distributed.preemption import Preempted, Signals
-from training.evaluation import evaluate
-from training.run import feeding, provenance, summary
+from training.run import evaluate, feeding, provenance, summary
 from training.run import workdir as workdirs
 from training.run.log import Jsonl, Terminal, Writers
 from training.run.run import Run, prepare

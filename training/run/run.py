@@ -128,6 +128,8 @@ def prepare(
 
     if config.model.init_from:
         initial.find(config.model.init_from)  # a missing one is said now
+    elif config.model.init_weights != initial.AUTO:
+        raise ValueError(f"config.model.init_weights={config.model.init_weights}: needs config.model.init_from")
 
     def arrays(seed: Any) -> tuple[Any, Any]:
         return models.split(task.build_model(nnx.Rngs(jax.random.key(seed))))[1:]
@@ -158,7 +160,7 @@ def prepare(
         fresh = jax.jit(arrays, out_shardings=(shardings.params, shardings.model_state), compiler_options=options)
         params, model_state = fresh(config.seed)
         if config.model.init_from:
-            params, model_state = initial.start_from(config.model.init_from, params, model_state, model)
+            params, model_state = initial.start_from(config, params, model_state, model)
             params, model_state = mesh.place((params, model_state), (shardings.params, shardings.model_state))
         return jax.jit(build, out_shardings=shardings)(params, model_state)
 

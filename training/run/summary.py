@@ -12,8 +12,7 @@ import numpy as np
 
 import configs
 from training.checkpoints import checkpoint
-from training.evaluation import evaluate
-from training.run import provenance
+from training.run import evaluate, provenance
 from training.run import workdir as workdirs
 from training.run.run import Run
 

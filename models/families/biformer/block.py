@@ -1,16 +1,15 @@
 """Blocks of BiFormer (arXiv:2303.08810, section 3.3), and what stands before and between its stages, by name."""
 
 from collections.abc import Callable
-from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float
 
-from attn import Grid
 from models.core.init import scheme
-from models.hosts.block import Block, BlockOptions
+from models.hosts.block import Block, BlockOptions, Run
 from models.layers.conv import Conv
 from models.layers.downsample import NormedConvDownsample, NormFirstDownsample
+from models.layers.drop import dropout
 from models.layers.mlp import DepthwiseMlp
 from models.layers.stem import NormedConvStem, NormedPatchStem
 
@@ -42,31 +41,32 @@ class PositionBlock(Block):
             else None
         )
 
-    def __call__(self, x: Float[Array, "B N C"], grid: Grid, **arguments: Any) -> Float[Array, "B N C"]:
-        """As `Block`, on a grid without prefix tokens."""
-        if self.position is not None:
-            x = x + self.position(x.reshape(x.shape[0], *grid.shape, -1)).reshape(x.shape)
-        return super().__call__(x, grid, **arguments)
+    def positioned(self, x: Float[Array, "B N C"], run: Run) -> Float[Array, "B N C"]:
+        """Tokens of a grid without prefix, with their convolution."""
+        if self.position is None:
+            return x
+        return x + self.position(x.reshape(x.shape[0], *run.call.grid.shape, -1)).reshape(x.shape)
 
-    def branches(self, attend: Callable, feed: Callable) -> tuple[Callable, Callable]:
-        """Attention and MLP with their layer scales, functions of tokens."""
-        # What mixes neighbours is called with the grid, as attention is.
-        mix = attend if isinstance(self.mlp, DepthwiseMlp) else feed
-        return lambda x: self.ls1(attend(self.attn, x)), lambda x: self.ls2(mix(self.mlp, x))
+    def forward(self, x, run):
+        x = self.positioned(x, run)
+        x = x + run.drop(self.ls1(run.attend("attn", self.norm1(x))))
+        return x + run.drop(self.ls2(self.feed(self.norm2(x), run)))
 
-    def forward(self, x, attend, feed, drop):
-        attention, mlp = self.branches(attend, feed)
-        x = x + drop(attention(self.norm1(x)))
-        return x + drop(mlp(self.norm2(x)))
+    def feed(self, x: Float[Array, "B N C"], run: Run) -> Float[Array, "B N C"]:
+        """The MLP; one that mixes neighbours has no dropout inside, and so behind it."""
+        y = run.feed("mlp", x)
+        if not isinstance(self.mlp, DepthwiseMlp):
+            return y
+        return dropout(y, self.dropout, train=run.call.train, key=run.call.key_for("mlp.dropout"))
 
 
 class NormAfterBlock(PositionBlock):
     """`x = norm1(x + attn(x))`, then `x = norm2(x + mlp(x))`, the norms on the sum (arXiv:1706.03762)."""
 
-    def forward(self, x, attend, feed, drop):
-        attention, mlp = self.branches(attend, feed)
-        x = self.norm1(x + drop(attention(x)))
-        return self.norm2(x + drop(mlp(x)))
+    def forward(self, x, run):
+        x = self.positioned(x, run)
+        x = self.norm1(x + run.drop(self.ls1(run.attend("attn", x))))
+        return self.norm2(x + run.drop(self.ls2(self.feed(x, run))))
 
 
 BIFORMER_BLOCKS: dict[str, type[PositionBlock]] = {"pre_norm": PositionBlock, "norm_after": NormAfterBlock}

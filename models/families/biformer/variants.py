@@ -21,7 +21,7 @@ VARIANTS: dict[str, Options] = {
     "biformer_small": _size((4, 4, 18, 4), 64),
     "biformer_base": _size((4, 4, 18, 4), 96),
     # As Swin-T, with the attention exchanged.
-    "biformer_stl": _size((2, 2, 6, 2), 96, mlp_ratios=(4, 4, 4, 4), layout="patches", positions=False),
+    "biformer_stl": _size((2, 2, 6, 2), 96, mlp_ratio=4, layout="patches", positions=False),
 }
 
 _SOURCE = "arXiv:2303.08810"

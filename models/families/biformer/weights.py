@@ -11,12 +11,12 @@ from models.weights.table import Row, Table, batch_norm, conv, copy, linear, nor
 
 def biformer_table(model: BiFormer) -> Table:
     """Names by layout; a model whose dense attention convolves its values has those of nchwBiFormerSTL."""
-    nchw, patches = model.local_of == "values", model.layout == "patches"
+    nchw, patches = model.options.local_of == "values", model.options.layout == "patches"
     return Table(
         _stem(model, patches),
         *(_downsampling(model, stage, patches) for stage in range(1, len(model.stages))),
         *(_block(model, stage, patches, nchw) for stage in range(len(model.stages))),
-        _norm(model.head_norm, "norm", "norm"),
+        _norm(model.options.head_norm, "norm", "norm"),
         linear("head"),
     )
 
@@ -25,17 +25,17 @@ def _stem(model: BiFormer, patches: bool) -> Iterator[Row]:
     theirs = "downsample_layers.0"
     if patches:
         yield from conv(f"{theirs}.0", "patch_embed.conv")
-        yield from _norm(model.norm_kind, f"{theirs}.1", "patch_embed.norm")
+        yield from _norm(model.options.norm, f"{theirs}.1", "patch_embed.norm")
         return
     for number, place in ((1, 0), (2, 3)):
         yield from conv(f"{theirs}.{place}", f"patch_embed.conv{number}")
-        yield from _norm(model.norm_kind, f"{theirs}.{place + 1}", f"patch_embed.norm{number}")
+        yield from _norm(model.options.norm, f"{theirs}.{place + 1}", f"patch_embed.norm{number}")
 
 
 def _downsampling(model: BiFormer, stage: int, patches: bool) -> Iterator[Row]:
     """The norm comes before the convolution in Swin's layout, and after it in the other."""
     theirs, ours = f"downsample_layers.{stage}", f"stages.{stage}.downsample"
-    yield from _norm(model.norm_kind, f"{theirs}.{0 if patches else 1}", f"{ours}.norm")
+    yield from _norm(model.options.norm, f"{theirs}.{0 if patches else 1}", f"{ours}.norm")
     yield from conv(f"{theirs}.{1 if patches else 0}", f"{ours}.conv")
 
 
@@ -50,7 +50,7 @@ def _block(model: BiFormer, stage: int, patches: bool, nchw: bool) -> Iterator[R
     yield from dense(f"{theirs}.mlp.0", f"{ours}.mlp.fc1")
     yield from conv(f"{theirs}.mlp.1.dwconv", f"{ours}.mlp.conv")
     yield from dense(f"{theirs}.mlp.{2 if patches else 3}", f"{ours}.mlp.fc2")
-    mechanism = model.attention[stage]
+    mechanism = model.options.by_stage()["attention"][stage]
     if mechanism == "bilevel_routing":
         yield from bilevel_rows(f"{theirs}.attn.", f"{ours}.attn.", nchw=nchw)
     elif mechanism == "convolution":

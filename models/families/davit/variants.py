@@ -1,7 +1,7 @@
 """Variants of DaViT by name, and what is published of them: `davit_tiny`, `davit_base_fl`.
 
-Parameters of each are in docs/davit.md. Drop path belongs to the recipe (`configs/recipes/davit.py`), as for every
-model.
+Parameters of each are in docs/families/davit.md. Drop path belongs to the recipe (`configs/recipes/davit.py`), as for
+every model.
 """
 
 from typing import Any

@@ -28,14 +28,14 @@ def davit_table(model: DualAttentionTransformer) -> Table:
             for stage, holder in enumerate(model.stages)
             for layer, place in enumerate(places(model, holder.depth))
         ),
-        norm("norm_pre" if model.norm_first else "head.norm", "norm"),
+        norm("norm_pre" if model.options.norm_first else "head.norm", "norm"),
         linear("head.fc", "head"),
     )
 
 
 def places(model: DualAttentionTransformer, depth: int) -> list[str]:
     """What timm calls each of the layers of a stage: `1.0`, or `1.spatial_block`."""
-    members = len(model.attention)
+    members = len(model.options.members)
     names = [_name(model, member) for member in range(members)]
     return [f"{layer // members}.{names[layer % members]}" for layer in range(depth)]
 
@@ -43,7 +43,7 @@ def places(model: DualAttentionTransformer, depth: int) -> list[str]:
 def _name(model: DualAttentionTransformer, member: int) -> str:
     # Another mechanism keeps the name of the layer's place.
     place = list(KINDS.values())[member % len(KINDS)]
-    return KINDS.get(model.attention[member], place) if model.named_blocks else str(member)
+    return KINDS.get(model.options.members[member], place) if model.options.named_blocks else str(member)
 
 
 def _block(theirs: str, ours: str) -> Iterator[Row]:
@@ -72,7 +72,7 @@ def _stages(name: str, model: DualAttentionTransformer) -> str:
         return name
     member = int(match[2]) if match[2] else list(KINDS.values()).index(f"{match[3]}_block")
     # A layer that the model does not have is reported by the name in the file.
-    return f"{match[1]}{_name(model, member)}.{match[4]}" if member < len(model.attention) else name
+    return f"{match[1]}{_name(model, member)}.{match[4]}" if member < len(model.options.members) else name
 
 
 _OFFICIAL = {
@@ -106,7 +106,7 @@ def _florence(arrays: Flat, model: DualAttentionTransformer) -> tuple[Flat, list
     outside = len(arrays) - len(tower)
     notes = [f"{outside} entries outside vision_tower are left out"] if outside else []
     renamed = {_stages(_renamed(name, _FLORENCE), model): array for name, array in tower.items()}
-    place = "norm_pre" if model.norm_first else "head.norm"
+    place = "norm_pre" if model.options.norm_first else "head.norm"
     if f"{place}.weight" not in renamed:
         shape = model.norm.scale.shape
         renamed |= {f"{place}.weight": np.ones(shape, np.float32), f"{place}.bias": np.zeros(shape, np.float32)}

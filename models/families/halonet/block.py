@@ -4,22 +4,27 @@ That of ResNet (arXiv:1512.03385) with its spatial layer exchanged, as in BoTNet
 (arXiv:2103.12731); its options are those of timm's byobnet that members of byoanet use.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook
-from models.attention.registry import make_attention
+from attn import Grid
+from models.attention.mechanism import Mechanism
+from models.attention.registry import checked_options, make_attention, mechanism
 from models.core import sharding
+from models.core.call import Call
+from models.core.draw import full
 from models.core.errors import unknown_name
-from models.layers import drop as noise
+from models.core.tap import TOKENS
 from models.layers.activation import ACTIVATIONS
 from models.layers.conv_norm import HE, ConvNorm
+from models.layers.drop import drop_path
 from models.layers.gate import EfficientChannelAttention, SqueezeExcite, channel_kernel, rounded_channels
 from models.layers.linear import DType
 from models.layers.norm import BatchNorm
@@ -53,7 +58,9 @@ class BottleneckOptions:
       attention: its spatial layer, a name of `models.attention.registry.ATTENTION`; None for a convolution. Behind one
         that has no stride stands a mean of 2 x 2 places.
       value_ratio: channels of the attention's values over the inner ones, for a mechanism that has them apart.
-      attention_options: the user's; attention_defaults: for a mechanism that has a use for them (a block, a halo).
+      attention_options: the user's; attention_defaults: the model's, by names of mechanisms. attention_dropout: on
+        probabilities.
+      grid: the map in front of the attention, which it is made for.
       size, group_width: of the convolution, and channels of its groups (0: no groups).
       extra_conv: a convolution more: behind the first one, or before the attention, where it has the stride.
       gate: behind the convolution, `"se"` or `"eca"`; gate_last: behind the last pointwise convolution instead.
@@ -74,7 +81,9 @@ class BottleneckOptions:
     heads: int = 8
     value_ratio: float = 1.0
     attention_options: Mapping[str, Any] | None = None
-    attention_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attention_defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    attention_dropout: float = 0.0
+    grid: Grid | None = None
     size: int = 3
     group_width: int = 0
     extra_conv: bool = False
@@ -88,7 +97,7 @@ class BottleneckOptions:
     zero_last: bool = True
     dtype: DType = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.stride not in (1, 2):
             raise ValueError(f"stride={self.stride} of a block; allowed: 1, 2")
         for option, value, allowed in (
@@ -118,13 +127,18 @@ class BottleneckOptions:
             return AverageShortcut(self.channels, self.width, **shared)
         return ConvNorm(self.channels, self.width, activation=None, **shared)
 
-    def make_attention(self, stride: int, rngs: nnx.Rngs) -> nnx.Module:
-        """The named mechanism, with the stride if it is one of `STRIDED`."""
-        width_out = round(self.inner * self.value_ratio)
-        shared = {"qkv_bias": False, "width_out": width_out, "dtype": self.dtype, **self.attention_defaults}
-        shared |= {"stride": stride} if self.attention in STRIDED else {}
-        options = dict(self.attention_options or {})
-        return make_attention(str(self.attention), self.inner, self.heads, shared=shared, options=options, rngs=rngs)
+    @property
+    def gives_heads(self) -> bool:
+        """Whether the attention gives heads side by side, and itself makes the map smaller."""
+        return self.attention is not None and mechanism(self.attention).declaration.shape == "heads"
+
+    def make_attention(self, stride: int, rngs: nnx.Rngs) -> Mechanism:
+        """The named mechanism, with the stride if it gives heads."""
+        name = str(self.attention)
+        shared = {"qkv_bias": False, "dropout": self.attention_dropout, "dtype": self.dtype}
+        own = {"width_out": round(self.inner * self.value_ratio), "stride": stride} if self.gives_heads else {}
+        options = {**own, **self.attention_defaults.get(name, {}), **checked_options(name, self.attention_options)}
+        return make_attention(name, self.inner, self.heads, shared=shared, options=options, grid=self.grid, rngs=rngs)
 
     def make_gate(self, width: int, rngs: nnx.Rngs) -> nnx.Module | None:
         """The gate of so many channels."""
@@ -139,10 +153,6 @@ class BottleneckOptions:
         hidden = hidden or rounded_channels(width * ratio, divisor, round_limit=0.0)
         options = {"activation": "relu", "kernel_init": HE, "dtype": self.dtype} | options
         return SqueezeExcite(width, hidden, **options, rngs=rngs)
-
-
-STRIDED = ("halo", "bottleneck")
-"""Attention modules whose `stride` makes the map smaller; that of others is something else."""
 
 
 class Bottleneck(nnx.Module):
@@ -167,46 +177,29 @@ class Bottleneck(nnx.Module):
         stride = 1 if o.extra_conv else o.stride
         self.attn = o.make_attention(stride, rngs) if attends else None
         # What the attention does not do itself is done behind it.
-        self.stride_inside, self.stride_behind = (stride, 1) if o.attention in STRIDED else (1, stride)
+        self.stride_inside, self.stride_behind = (stride, 1) if o.gives_heads else (1, stride)
         inner = getattr(self.attn, "width_out", o.inner)
         self.post_norm = BatchNorm(inner, dtype=o.dtype) if attends and o.post_norm else None
         self.gate = None if attends or o.gate_last else o.make_gate(o.inner, rngs)
         self.conv3 = ConvNorm(inner, o.width, **linear)
         self.gate_last = o.make_gate(o.width, rngs) if o.gate_last and not attends else None
         if o.zero_last and self.residual:
-            self.conv3.norm.scale = nnx.Param(jnp.zeros((o.width,), jnp.float32))
+            self.conv3.norm.scale = nnx.Param(full((o.width,), 0))
 
-    def __call__(
-        self,
-        x: Float[Array, "B ... C"],
-        grid: Grid | None = None,
-        *,
-        drop_path: float | Array = 0.0,
-        context: Array | None = None,
-        mask: Bool[Array, "#B #H #N M"] | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B ... O"]:
-        """The new map of a map, or with a `grid` the new tokens of tokens.
+    def __call__(self, x: Float[Array, "B ... C"], call: Call) -> Float[Array, "B ... O"]:
+        """The new map of a map, or the new tokens of tokens.
 
-        Args:
-          drop_path: probability that an example skips the branch; may be traced. A block that is no residual has no
-            branch to skip.
-          context, mask, hook, layer: for the attention module.
-          key: for dropout and drop path.
+        A block that is no residual has no branch that drop path could skip.
         """
-        batch = x.shape[0]
-        places = x if grid is None else x.reshape(batch, *grid.shape, x.shape[-1])
+        train, tokens, shape = call.train, x.ndim == 3, (x.shape[0], *call.grid.shape, x.shape[-1])
+        places = call.emit("block.in", x.reshape(x.shape[0], -1, x.shape[-1]), TOKENS).reshape(shape)
         y = self.conv1(places, train=train)
         y = y if self.conv2 is None else self.conv2(y, train=train)
         y = y if self.conv2b is None else self.conv2b(y, train=train)
         if self.attn is not None:
             sides = y.shape[1:3]
-            own = {"context": context, "mask": mask, "hook": hook, "layer": layer, "train": train}
-            y = self.attn(y.reshape(batch, -1, y.shape[-1]), Grid(sides), **own, key=noise.fold_key(key, 0))
-            y = y.reshape(batch, *(-(-side // self.stride_inside) for side in sides), y.shape[-1])
+            y = self.attn(y.reshape(shape[0], -1, y.shape[-1]), call.at("attn", grid=Grid(sides)))
+            y = y.reshape(shape[0], *(-(-side // self.stride_inside) for side in sides), y.shape[-1])
             y = half(y) if self.stride_behind == 2 else y
         if self.post_norm is not None:
             y = ACTIVATIONS[self.activation](self.post_norm(y, train=train))
@@ -214,7 +207,8 @@ class Bottleneck(nnx.Module):
         y = self.conv3(y, train=train)
         y = y if self.gate_last is None else self.gate_last(y)
         if self.residual:
-            y = noise.drop_path(y, drop_path, train=train, key=noise.fold_key(key, 1))
+            y = drop_path(y, call.drop_path, train=train, key=call.key_for("drop_path"))
             y = y + (places if self.shortcut is None else self.shortcut(places, train=train))
-        y = y if self.linear_out else ACTIVATIONS[self.activation](y)
-        return sharding.over_batch(y if grid is None else y.reshape(batch, -1, y.shape[-1]))
+        y = sharding.over_batch(y if self.linear_out else ACTIVATIONS[self.activation](y))
+        out = call.emit("block.out", y.reshape(shape[0], -1, y.shape[-1]), TOKENS)
+        return out if tokens else out.reshape(y.shape)

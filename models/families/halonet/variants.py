@@ -1,7 +1,7 @@
 """HaloNets by name: `halonet_h0` to `halonet_h7` of the paper, and the members of timm's byoanet with halo attention.
 
-Figures are in docs/halonet.md. The paper has no official code and no weights; what it leaves open is as in timm's
-`halonet_h1`. That model has 8 heads in its first stage as well, where the paper's have 4 (`heads=(4, 8, 8, 8)`).
+Figures are in docs/families/halonet.md. The paper has no official code and no weights; what it leaves open is as in
+timm's `halonet_h1`. That model has 8 heads in its first stage as well, where the paper's have 4 (`heads=(4, 8, 8, 8)`).
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ def _paper(
 ) -> Options:
     """A row of the table of the family in arXiv:2103.12731: b, h, r_v, r_b, layers of the third stage, d_f, s."""
     return {
-        "block": block,
-        "halo": halo,
+        "block_size": block,
+        "halo_size": halo,
         "value_ratio": values,
         "qk_ratio": 1 / values,  # queries and keys have the inner channels, whatever the values have
         "widths": tuple(int(outputs * width) for width in _WIDTHS),
@@ -54,7 +54,7 @@ HYBRIDS: dict[str, Options] = {
         **_WIDE,
         "depths": (2, 2, 2, 2),
         "layers": (_CONV, _CONV, _MIXED, _ATTENTION),
-        "halo": 2,
+        "halo_size": 2,
     },
     "sehalonet33ts": {
         **_TIERED,
@@ -80,7 +80,7 @@ HYBRIDS: dict[str, Options] = {
         **_WIDE,
         "depths": (2, 2, 2, 2),
         "layers": (_CONV, _CONV, _MIXED, _ATTENTION),
-        "halo": 2,
+        "halo_size": 2,
         "head_width": 16,
         "group_width": 16,
         "gate": "eca",
@@ -96,8 +96,8 @@ HYBRIDS: dict[str, Options] = {
         "depths": (2, 6, 12, 2),
         "strides": (2, 2, 2, 2),
         "layers": (_CONV, _CONV, ("conv", "conv", "conv", "attention"), _ATTENTION),
-        "block": 7,
-        "halo": 2,
+        "block_size": 7,
+        "halo_size": 2,
         "qk_ratio": 0.33,
         "group_width": 16,
         "gate": "se",

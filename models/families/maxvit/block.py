@@ -1,21 +1,23 @@
 """The layer of MaxViT: a convolution block and two partitioned attentions (arXiv:2204.01697)."""
 
-from typing import Any
+from __future__ import annotations
 
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from attn import Grid, Hook
+from attn import Grid
 from models.core import sharding
-from models.hosts.block import BlockOptions, PreNormBlock
-from models.layers.drop import fold_key
+from models.core.call import Call
+from models.core.tap import TOKENS
+from models.hosts.block import BlockOptions, PreNormBlock, Run
 from models.layers.mbconv import MBConv, MBConvOptions
 
 
 class MaxViTBlock(nnx.Module):
     """MBConv, attention within blocks and MLP, attention over grids and MLP (arXiv:2204.01697, figure 2).
 
-    Each of the five is a residual branch, dropped by itself. At the hook sites the attention within blocks comes first.
+    Each of the five is a residual branch, dropped by itself. Taps tell the two attentions apart by their paths,
+    `"*.attn_block.attn"` and `"*.attn_grid.attn"`.
 
     Args:
       channels: of the map that comes in; those that go out are the options' width.
@@ -45,34 +47,22 @@ class MaxViTBlock(nnx.Module):
         self.attn_block = None if block is None else PreNormBlock(block, rngs)
         self.attn_grid = PreNormBlock(grid, rngs)
 
-    def __call__(
-        self,
-        x: Float[Array, "B N C"],
-        grid: Grid,
-        *,
-        drop_path: float | Array = 0.0,
-        context: Array | None = None,
-        mask: Array | None = None,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N C"]:
-        """The new tokens; arguments as those of `models.hosts.block.Block`."""
-        x = x.reshape(x.shape[0], *grid.shape, -1)
-        options = {"drop_path": drop_path, "context": context, "mask": mask, "hook": hook, "layer": layer}
-        x = self._forward(x, options, train, key)
+    def __call__(self, x: Float[Array, "B N C"], call: Call) -> Float[Array, "B N C"]:
+        """The new tokens; see `models.hosts.block.Block`."""
+        x = self._forward(x.reshape(x.shape[0], *call.grid.shape, -1), call)
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
-    def _forward(
-        self, x: Float[Array, "B Y X I"], options: dict[str, Any], train: bool, key: PRNGKeyArray | None
-    ) -> Float[Array, "B V U C"]:
-        x = self.conv(x, drop_path=options["drop_path"], train=train, key=fold_key(key, 0))
+    def _forward(self, x: Float[Array, "B Y X I"], call: Call) -> Float[Array, "B V U C"]:
+        tokens = call.emit("block.in", x.reshape(x.shape[0], -1, x.shape[-1]), TOKENS)
+        x = tokens.reshape(x.shape)
+        x = self.conv(x, drop_path=call.drop_path, train=call.train, key=call.key_for("conv"))
         tokens, shape = sharding.over_batch(x.reshape(x.shape[0], -1, x.shape[-1])), x.shape
-        for number, half in enumerate((self.attn_block, self.attn_grid), start=1):
+        for name in ("attn_block", "attn_grid"):
+            half = getattr(self, name)
             if half is not None:
-                tokens = half(tokens, Grid(shape[1:3]), **options, train=train, key=fold_key(key, number))
-        return tokens.reshape(shape)
+                # A half is no block of its own: the residual stream of a layer begins and ends here.
+                tokens = sharding.over_batch(half.forward(tokens, Run(half, call.at(name, grid=Grid(shape[1:3])))))
+        return call.emit("block.out", tokens, TOKENS).reshape(shape)
 
 
 class StridedMaxViTBlock(MaxViTBlock):
@@ -80,15 +70,6 @@ class StridedMaxViTBlock(MaxViTBlock):
 
     stride = 2
 
-    def __call__(  # type: ignore[override]
-        self,
-        x: Float[Array, "B Y X I"],
-        *,
-        drop_path: float | Array = 0.0,
-        hook: Hook | None = None,
-        layer: Any = None,
-        train: bool = False,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B V U C"]:
+    def __call__(self, x: Float[Array, "B Y X I"], call: Call) -> Float[Array, "B V U C"]:  # type: ignore[override]
         """A map to a map of `ceil(n / 2)` places along each axis."""
-        return self._forward(x, {"drop_path": drop_path, "hook": hook, "layer": layer}, train, key)
+        return self._forward(x, call)

@@ -3,166 +3,166 @@
 Variants are in `models/families/maxvit/variants.py`.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
+from attn import Grid
+from models.core.call import Call
 from models.core.errors import unknown_name
 from models.core.init import scheme
+from models.core.options import Count, Flag, Pair, Positive, check_choices, check_stages, pair
+from models.core.tap import TOKENS
 from models.families.maxvit.block import MaxViTBlock, StridedMaxViTBlock
 from models.hosts.block import BlockOptions
-from models.hosts.hierarchy import Hierarchy, Stage, stack_stages
-from models.layers.linear import DType, Linear
+from models.hosts.hierarchy import Hierarchy, HierarchyOptions, Stage, stack_stages
+from models.hosts.options import WINDOWED, windowed
+from models.layers.linear import Head, Linear
 from models.layers.mbconv import MBConvOptions
 from models.layers.norm import LayerNorm
 from models.layers.pool import GLOBAL_POOLS
 from models.layers.stem import MaxViTStem
 
-PerAxis = int | Sequence[int]
 POOLS = ("avg", "max", "avgmax")
 RATIO = 32
 """Side of an image over that of its windows, unless given: that of the last stage's map."""
 
 
-class MaxViT(Hierarchy):
-    """Stem to half of the sides, stages that begin with a layer of stride 2, pooling, norm, dense layer, tanh, head.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaxViTOptions(HierarchyOptions):
+    """Options of `MaxViT`, besides those of every hierarchy.
 
-    Args:
-      widths, depths: channels and layers of the stages.
-      stem_widths: channels of the stem's two convolutions; a number for both.
+    Attributes:
+      widths: channels of the stages.
       head_width: channels of an attention head.
+      layer_scale: initial value, of attentions and MLPs; None for no layer scale.
+      stem_widths: channels of the stem's two convolutions; a number for both. stem_bias: of their convolutions.
       window: rows and columns of a block; a 32nd of `image_size` unless given.
       grid_window: places of a grid along each axis; as many as in a block unless given.
-      image_size: side in pixels, or (height, width), that `window` follows from; images of another size need maps that
-        the windows divide.
-      num_classes: 0 for no head; the model then returns pooled features.
+      image_size: which `window` follows from; images of another size need maps that the windows divide.
       mlp_ratio: hidden units of the MLPs over channels.
       pre_logits: units of a dense layer and tanh between pooling and head. With it the final norm acts after pooling;
         with None, which leaves it out, the norm acts before.
       pool: `"avg"`, `"max"` or `"avgmax"` (mean of both).
       convolution: options of `models.layers.mbconv.MBConvOptions`, which the stem shares.
-      activation: of the MLPs.
-      attention, attention_options: by name, as in `models.hosts.isotropic.VisionTransformer`, of both attentions of a
-        layer.
+      attention: of both attentions of a layer.
       block_attention: False leaves out the first of the two with its MLP.
-      qkv_bias, proj_bias: of the attention's projections.
-      layer_scale: initial value, of attentions and MLPs; None for no layer scale.
+      proj_bias: of the attention's output projections.
       norm_eps: of layer norms; that of batch norms is in `convolution`.
       drop_path: layer i of n has the rate `drop_path * i / n` in each of its five residual branches.
-      dropout: after the attention's projection and both MLP layers. attention_dropout: on probabilities.
-      head_dropout: before the head.
-      init: scheme of all kernels (`models.core.init`); `"normal"` is the official one.
-      scan: one leaf per parameter for all like layers of a stage, compiled once. remat: see `models.core.remat.REMAT`.
-      dtype: of the computation, float32 unless given; parameters, norm statistics and softmax are float32.
+      init: `"normal"` is the official one.
     """
 
+    widths: Sequence[Count]
+    head_width: Count = 32
+    stem_widths: Pair = 64
+    stem_bias: Flag = True
+    window: Pair | None = None
+    grid_window: Pair | None = None
+    mlp_ratio: Positive = 4.0
+    pre_logits: Count | None = None
+    pool: str = "avg"
+    convolution: Mapping[str, Any] | None = None
+    activation: str = "gelu_tanh"
+    attention: str = "window"
+    block_attention: Flag = True
+    proj_bias: Flag = True
+    layer_scale: float | None = None
+    init: str = "normal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(pool=(self.pool, POOLS))
+        check_stages(widths=self.widths, depths=self.depths)
+        if wrong := [width for width in self.widths if width % self.head_width]:
+            raise ValueError(f"width {wrong[0]} is not divisible by heads of {self.head_width} channels")
+        known = [field.name for field in dataclasses.fields(MBConvOptions)]
+        for option in self.convolution or {}:
+            if option not in known:
+                raise ValueError(unknown_name("option of convolution", option, known))
+        self.windows()
+
+    def windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of a block, and those of a grid. ValueError where there are none."""
+        sides = pair(self.image_size)
+        block = (sides[0] // RATIO, sides[1] // RATIO) if self.window is None else pair(self.window)
+        if min(block) < 1:
+            raise ValueError(
+                f"window={self.window!r} for images of {self.image_size}: must be at least 1 along each axis"
+            )
+        return block, block if self.grid_window is None else pair(self.grid_window)
+
+    def for_mechanisms(self) -> Mapping[str, tuple[str, ...]]:
+        """Windows are for attention that has some."""
+        return {"window": WINDOWED, "grid_window": WINDOWED}
+
+
+class MaxViT(Hierarchy):
+    """Stem to half of the sides, stages that begin with a layer of stride 2, pooling, norm, dense layer, tanh, head."""
+
+    Options = MaxViTOptions
+    options: MaxViTOptions
     bias_resample = "bilinear"
     """How tables of bias by relative position become those of another window: `tf.image.resize`, as officially."""
 
-    def __init__(
-        self,
-        *,
-        widths: Sequence[int],
-        depths: Sequence[int],
-        stem_widths: PerAxis = 64,
-        stem_bias: bool = True,
-        head_width: int = 32,
-        window: PerAxis | None = None,
-        grid_window: PerAxis | None = None,
-        image_size: PerAxis = 224,
-        num_classes: int = 1000,
-        channels: int = 3,
-        mlp_ratio: float = 4.0,
-        pre_logits: int | None = None,
-        pool: str = "avg",
-        convolution: dict[str, Any] | None = None,
-        activation: str = "gelu_tanh",
-        attention: str = "window",
-        attention_options: dict[str, Any] | None = None,
-        block_attention: bool = True,
-        qkv_bias: bool = True,
-        proj_bias: bool = True,
-        layer_scale: float | None = None,
-        norm_eps: float = 1e-5,
-        drop_path: float = 0.0,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        head_dropout: float = 0.0,
-        init: str = "normal",
-        scan: bool = True,
-        remat: str = "none",
-        dtype: DType = None,
-        rngs: nnx.Rngs,
-    ):
-        if pool not in POOLS:
-            raise ValueError(unknown_name("pool", pool, POOLS))
-        if len(widths) != len(depths):
-            raise ValueError(f"widths={tuple(widths)} and depths={tuple(depths)}: one entry for each stage is needed")
-        if min(depths) < 1:
-            raise ValueError(f"depths={tuple(depths)}: every stage has a layer at least")
-        if wrong := [width for width in widths if width % head_width]:
-            raise ValueError(f"width {wrong[0]} is not divisible by heads of {head_width} channels")
-        start = scheme(init)
+    def __init__(self, options: MaxViTOptions, *, rngs: nnx.Rngs):
+        o = self.options = options
+        start = scheme(o.init)
         # The base class drops after the stem, where these models do not.
-        self.dropout, self.head_dropout, self.drop_path = 0.0, head_dropout, drop_path
-        self.dtype, self.num_classes, self.pooling, self.head_width = dtype, num_classes, pool, head_width
+        self.dropout, self.head_dropout, self.drop_path = 0.0, o.head_dropout, o.drop_path
+        self.dtype, self.num_classes = o.dtype, o.num_classes
+        self.window, self.grid_window = o.windows()
         # Other mechanisms take any map, and so may this one with options of the user's.
-        self.checks_maps = attention == "window" and not {"window", "padding"} & set(attention_options or ())
-        self.window = _window("window", window, image_size)
-        self.grid_window = self.window if grid_window is None else _window("grid_window", grid_window, image_size)
+        self.checks_maps = o.attention == "window" and not {"window", "padding"} & set(o.attention_options or ())
 
-        stems = _pair(stem_widths)
-        self.convolution = shared = _mbconv(convolution or {})
+        stems = pair(o.stem_widths)
+        self.convolution = convolution = MBConvOptions(**(o.convolution or {}))
         self.patch_embed = MaxViTStem(
-            channels, stems, use_bias=stem_bias, options=shared, init=init, dtype=dtype, rngs=rngs
+            o.channels, stems, use_bias=o.stem_bias, options=convolution, init=o.init, dtype=o.dtype, rngs=rngs
         )
-        makers, firsts = [], []
-        for before, width in zip([stems[-1], *widths[:-1]], widths, strict=True):
-            options = BlockOptions(
-                width=width,
-                heads=width // head_width,
-                mlp_width=int(width * mlp_ratio),
-                activation=activation,
-                attention=attention,
-                attention_options=attention_options,
-                qkv_bias=qkv_bias,
-                layer_scale=layer_scale,
-                norm_eps=norm_eps,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                init=init,
-                dtype=dtype,
-            )
-            # Maps are never padded, officially; the bias is that of the attention's projection, not of the MLP.
-            common = {"padding": False, "proj_bias": proj_bias}
-            parts = (
-                shared,
-                dataclasses.replace(options, attention_defaults={**common, "window": self.window})
-                if block_attention
-                else None,
-                dataclasses.replace(options, attention_defaults={**common, "window": self.grid_window, "grid": True}),
-            )
+        makers, firsts, maps = [], [], stage_maps(o.image_size, len(o.depths))
+        for stage, (before, width) in enumerate(zip([stems[-1], *o.widths[:-1]], o.widths, strict=True)):
+            parts = (convolution, *self._attentions(width, Grid(maps[stage])))
             makers.append([partial(MaxViTBlock, width, *parts)])
             firsts.append(partial(StridedMaxViTBlock, before, *parts))
         made = [first(rngs) for first in firsts]
-        stacks = stack_stages(makers, depths, rngs=rngs, scan=scan, remat=remat, own_first=True)
-        self.stages = nnx.List([Stage(None, stack, first, remat) for stack, first in zip(stacks, made, strict=True)])
-        self.norm = LayerNorm(widths[-1], eps=norm_eps, dtype=dtype)
-        self.pre_logits = (
-            Linear(widths[-1], pre_logits, kernel_init=start.pre_logits, dtype=dtype, rngs=rngs) if pre_logits else None
-        )
-        features = pre_logits or widths[-1]
-        self.head = (
-            Linear(features, num_classes, kernel_init=start.head, dtype=dtype, rngs=rngs) if num_classes else None
+        stacks = stack_stages(makers, o.depths, rngs=rngs, scan=o.scan, remat=o.remat, own_first=True)
+        self.stages = nnx.List([Stage(None, stack, first, o.remat) for stack, first in zip(stacks, made, strict=True)])
+        last, shared = o.widths[-1], {"dtype": o.dtype, "rngs": rngs}
+        self.norm = LayerNorm(last, eps=o.norm_eps, dtype=o.dtype)
+        self.pre_logits = Linear(last, o.pre_logits, kernel_init=start.pre_logits, **shared) if o.pre_logits else None
+        features = o.pre_logits or last
+        self.head = Head(features, o.num_classes, kernel_init=start.head, **shared) if o.num_classes else None
+
+    def _attentions(self, width: int, grid: Grid) -> tuple[BlockOptions | None, BlockOptions]:
+        """Attention within blocks and over grids."""
+        o = self.options
+        options = BlockOptions.of(
+            o,
+            width=width,
+            heads=width // o.head_width,
+            mlp_width=int(width * o.mlp_ratio),
+            mlp_bias=True,
+            grid=grid,
         )
 
-    def enter(self, stage: int, x: Float[Array, "B Y X C"], *, train: bool, key: PRNGKeyArray | None) -> Array:
+        def of(window: tuple[int, int], **partition: Any) -> BlockOptions:
+            # Maps are never padded, officially.
+            own = {"padding": False, **partition}
+            defaults = windowed(window, window=own, grid={"padding": False}, shifted_window={"padding": False})
+            return dataclasses.replace(options, attention_defaults=defaults)
+
+        return of(self.window) if o.block_attention else None, of(self.grid_window, grid=True)
+
+    def enter(self, stage: int, x: Float[Array, "B Y X C"], call: Call) -> Array:
         """Refuses images whose maps the windows do not divide, before the first of them is attended.
 
         Raises:
@@ -188,38 +188,17 @@ class MaxViT(Hierarchy):
         """The last layer's is less than `drop_path`: the official code divides by the number of layers."""
         return self.drop_path * np.arange(self.depth) / self.depth
 
-    def pool(self, x: Float[Array, "B Y X C"], *, train: bool) -> tuple[Float[Array, "B N C"], Float[Array, "B D"]]:
+    def pool(self, x: Float[Array, "B Y X C"], call: Call) -> tuple[Float[Array, "B N C"], Float[Array, "B D"]]:
         """Tokens of the last stage, and the pooled features, behind norm and dense layer."""
-        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+        tokens, pool = x.reshape(x.shape[0], -1, x.shape[-1]), GLOBAL_POOLS[self.options.pool]
         if self.pre_logits is None:
-            tokens = self.norm(tokens)
-            return tokens, self._pooled(tokens)
-        pooled = self.norm(self._pooled(tokens))
+            tokens = call.emit("norm", self.norm(tokens), TOKENS)
+            return tokens, pool(tokens)
+        pooled = call.emit("norm", self.norm(pool(tokens)), "batch channels")
         return tokens, jnp.tanh(self.pre_logits(pooled))
 
-    def _pooled(self, tokens: Float[Array, "B N C"]) -> Float[Array, "B C"]:
-        return GLOBAL_POOLS[self.pooling](tokens)
 
-
-def _window(option: str, window: PerAxis | None, image_size: PerAxis) -> tuple[int, int]:
-    """Rows and columns. ValueError where there are none."""
-    if window is None:
-        rows, columns = (side // RATIO for side in _pair(image_size))
-    else:
-        rows, columns = _pair(window)
-    if min(rows, columns) < 1:
-        raise ValueError(f"{option}={window!r} for images of {image_size}: must be at least 1 along each axis")
-    return rows, columns
-
-
-def _pair(value: PerAxis) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _mbconv(options: dict[str, Any]) -> MBConvOptions:
-    """ValueError for an option that there is not."""
-    known = [field.name for field in dataclasses.fields(MBConvOptions)]
-    for option in options:
-        if option not in known:
-            raise ValueError(unknown_name("option of convolution", option, known))
-    return MBConvOptions(**options)
+def stage_maps(image_size: int | tuple[int, int], stages: int) -> list[tuple[int, int]]:
+    """Rows and columns of the map of each stage: half of the image, then half of the map before, rounded up."""
+    rows, columns = pair(image_size)
+    return [(-(-rows // 2 ** (2 + stage)), -(-columns // 2 ** (2 + stage))) for stage in range(stages)]

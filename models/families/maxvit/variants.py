@@ -1,6 +1,6 @@
 """Variants of the MaxViT paper by name: `maxvit_tiny` to `maxvit_xlarge` for 224 pixels, `_384` and `_512` for others.
 
-Parameters, multiply-adds and published accuracy of each are in docs/maxvit.md. Drop path belongs to the recipe
+Parameters, multiply-adds and published accuracy of each are in docs/families/maxvit.md. Drop path belongs to the recipe
 (`configs/recipes/maxvit.py`), as for every model.
 """
 

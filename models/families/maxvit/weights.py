@@ -8,6 +8,7 @@ import numpy as np
 from models.families.maxvit.model import MaxViT
 from models.weights.family import Dialect
 from models.weights.table import Flat, Row, Table, batch_norm, conv, copy, custom, linear, norm, pointwise
+from models.weights.wrappings import AVERAGE
 
 _HALVES = ("attn_block", "attn_grid")
 _LEAVES = ("weight", "bias")
@@ -98,7 +99,7 @@ def _tf_layer(theirs: str, ours: str, model: MaxViT) -> Iterator[Row]:
         yield from _renamed(f"{conv_theirs}/se/{their_name}", f"{conv_ours}.se.{our_name}", "kernel")
     for suffix, half in zip(("", "_1"), _HALVES, strict=True):
         yield from _tf_norm(f"{theirs}/attn_layer_norm{suffix}", f"{ours}.{half}.norm1")
-        yield from _tf_attention(f"{theirs}/attention{suffix}", f"{ours}.{half}.attn", model.head_width)
+        yield from _tf_attention(f"{theirs}/attention{suffix}", f"{ours}.{half}.attn", model.options.head_width)
         yield from _tf_norm(f"{theirs}/ffn_layer_norm{suffix}", f"{ours}.{half}.norm2")
         for their_name, our_name in (("expand_dense", "fc1"), ("shrink_dense", "fc2")):
             yield from _renamed(f"{theirs}/ffn{suffix}/{their_name}", f"{ours}.{half}.mlp.{our_name}", "weight")
@@ -143,13 +144,12 @@ def _tf_batch_norm(theirs: str, ours: str) -> Iterator[Row]:
     yield from copy(f"{theirs}/moving_variance", f"{ours}.var")
 
 
-_AVERAGE = "/ExponentialMovingAverage"
 _VARIABLE = re.compile(
     r"(?:.*/)?((?:stem|block_\d\d_\d\d|final_layer_norm|cls_head)/"
     r"(?:.*/)?(?:kernel|depthwise_kernel|weight|bias|relative_bias|gamma|beta|moving_mean|moving_variance))"
-    rf"({_AVERAGE})?(?::0)?"
+    rf"({AVERAGE})?(?::0)?"
 )
-_FIRST = re.compile(rf"(?:.*/)?stem/conv_0/kernel(?:{_AVERAGE})?(?::0)?")
+_FIRST = re.compile(rf"(?:.*/)?stem/conv_0/kernel(?:{AVERAGE})?(?::0)?")
 
 
 def _checkpoint(arrays: Flat, model: MaxViT) -> tuple[Flat, list[str]]:

@@ -3,141 +3,113 @@
 Papers: arXiv:2204.07143 (NAT), 2209.15001 (DiNAT, DiNAT_s). Variants are in `models/families/nat/variants.py`.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from flax import nnx
 
-from models.core.errors import unknown_name
+from attn import Grid
 from models.core.init import scheme
+from models.core.options import Count, Flag, Positive, check_choices, pair
 from models.core.stack import shortest_cycle
 from models.hosts.block import BLOCKS, BlockOptions
-from models.hosts.hierarchy import Hierarchy, Stage, stack_stages
+from models.hosts.hierarchy import Hierarchy, Stage, StagesOptions, stack_stages
+from models.hosts.options import WINDOWED, windowed
 from models.layers.downsample import DOWNSAMPLERS
-from models.layers.linear import DType, Linear
+from models.layers.linear import Head
 from models.layers.norm import LayerNorm
 from models.layers.stem import STEMS
 
-Dilations = str | Sequence[Sequence[int]] | None
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NatOptions(StagesOptions):
+    """Options of `NeighborhoodTransformer`, besides those of every model of stages of blocks.
+
+    Attributes:
+      width: channels of the first stage; they double from stage to stage.
+      mlp_ratio: hidden units of the MLP over channels.
+      window: side of the neighborhood (or of the windows of another mechanism that has some); an odd number in all
+        published models.
+      dilations: of neighborhood attention, for each stage those of its layers, repeated as often as needed:
+        `((1, 8), (1, 4), ...)`. None for no dilation; `"largest"` for 1 and, in every other layer, the largest whose
+        window fits the stage's map at `image_size` (DiNAT, arXiv:2209.15001).
+      image_size: which `dilations="largest"` are for; images may have any size.
+      stem, downsample: by name (`models.layers.stem.STEMS`, `models.layers.downsample.DOWNSAMPLERS`).
+      stem_norm: a norm after the stem.
+      dropout: after the stem too.
+    """
+
+    width: Count
+    mlp_ratio: Positive = 3.0
+    window: Count | tuple[Count, Count] = 7
+    dilations: str | Sequence[Sequence[Count]] | None = None
+    stem: str = "convolutions"
+    stem_norm: Flag = True
+    downsample: str = "convolution"
+    attention: str = "neighborhood"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(stem=(self.stem, STEMS), downsample=(self.downsample, DOWNSAMPLERS))
+
+    def for_mechanisms(self) -> Mapping[str, tuple[str, ...]]:
+        """Windows and dilations are for attention that has some."""
+        return {"window": WINDOWED, "dilations": ("neighborhood",)}
 
 
 class NeighborhoodTransformer(Hierarchy):
-    """Stem to a quarter of the sides, stages of blocks with downsampling between them, norm, mean, head.
+    """Stem to a quarter of the sides, stages of blocks with downsampling between them, norm, mean, head."""
 
-    Args:
-      width: channels of the first stage; they double from stage to stage.
-      depths, heads: layers, and attention heads of a layer, by stage.
-      mlp_ratio: hidden units of the MLP over channels.
-      window: side of the neighborhood; an odd number in all published models.
-      dilations: for each stage the dilations of its layers, repeated as often as needed: `((1, 8), (1, 4), ...)`. None
-        for no dilation; `"largest"` for 1 and, in every other layer, the largest whose window fits the stage's map at
-        `image_size` (DiNAT, arXiv:2209.15001).
-      image_size: side in pixels, or (height, width), which `dilations="largest"` are for; images may have any size.
-      num_classes: 0 for no head; the model then returns pooled features.
-      stem, downsample: see `models.layers.downsample`.
-      stem_norm: a norm after the stem.
-      block, mlp, activation, attention, attention_options, init: by name, as in
-        `models.hosts.isotropic.VisionTransformer`. Window and dilation go to the mechanism that has a use for them.
-      drop_path: rate of the last layer; layer i of n has `drop_path * i / (n - 1)`.
-      dropout: after the stem, attention projection and both MLP layers. attention_dropout: on probabilities.
-      layer_scale: initial value; None for no layer scale.
-      scan: one leaf per parameter for all like layers of a stage, compiled once. remat: see `models.core.remat.REMAT`.
-      dtype: of the computation, float32 unless given; parameters, norm statistics and softmax are float32.
-    """
+    Options = NatOptions
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        depths: Sequence[int],
-        heads: Sequence[int],
-        mlp_ratio: float = 3.0,
-        window: int = 7,
-        dilations: Dilations = None,
-        image_size: int | tuple[int, int] = 224,
-        num_classes: int = 1000,
-        channels: int = 3,
-        stem: str = "convolutions",
-        stem_norm: bool = True,
-        downsample: str = "convolution",
-        block: str = "pre_norm",
-        mlp: str = "mlp",
-        activation: str = "gelu",
-        attention: str = "neighborhood",
-        attention_options: dict[str, Any] | None = None,
-        qkv_bias: bool = True,
-        layer_scale: float | None = None,
-        norm_eps: float = 1e-5,
-        drop_path: float = 0.0,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        init: str = "timm",
-        scan: bool = True,
-        remat: str = "none",
-        dtype: DType = None,
-        rngs: nnx.Rngs,
-    ):
-        for option, value, allowed in (
-            ("stem", stem, tuple(STEMS)),
-            ("downsample", downsample, tuple(DOWNSAMPLERS)),
-            ("block", block, tuple(BLOCKS)),
-        ):
-            if value not in allowed:
-                raise ValueError(unknown_name(option, value, allowed))
-        if len(depths) != len(heads):
-            raise ValueError(f"depths={tuple(depths)} and heads={tuple(heads)}: one entry for each stage is needed")
-        start = scheme(init)
-        common = {"norm_eps": norm_eps, "init": init, "dtype": dtype, "rngs": rngs}
-        self.dropout, self.drop_path, self.dtype, self.num_classes = dropout, drop_path, dtype, num_classes
-        widths = [width * 2**stage for stage in range(len(depths))]
+    def __init__(self, options: NatOptions, *, rngs: nnx.Rngs):
+        o = self.options = options
+        common = {"norm_eps": o.norm_eps, "init": o.init, "dtype": o.dtype, "rngs": rngs}
+        self.dropout, self.drop_path, self.dtype, self.num_classes = o.dropout, o.drop_path, o.dtype, o.num_classes
+        widths = [o.width * 2**stage for stage in range(len(o.depths))]
+        self.patch_embed = STEMS[o.stem](o.channels, o.width, norm=o.stem_norm, **common)
 
-        self.patch_embed = STEMS[stem](channels, width, norm=stem_norm, **common)
-        options = BlockOptions(
-            width=width,
-            heads=heads[0],
-            mlp_width=int(width * mlp_ratio),
-            mlp=mlp,
-            activation=activation,
-            attention=attention,
-            attention_options=attention_options,
-            qkv_bias=qkv_bias,
-            layer_scale=layer_scale,
-            norm_eps=norm_eps,
-            dropout=dropout,
-            attention_dropout=attention_dropout,
-            init=init,
-            dtype=dtype,
-        )
-        cycles = dilation_cycles(dilations, depths, window, image_size)
+        cycles = dilation_cycles(o.dilations, o.depths, o.window, o.image_size)
+        maps = stage_maps(o.image_size, len(o.depths))
         makers = [
             [
                 partial(
-                    BLOCKS[block],
-                    dataclasses.replace(
-                        options,
-                        width=channels_here,
-                        heads=heads_here,
-                        mlp_width=int(channels_here * mlp_ratio),
-                        attention_defaults={"window": window, "dilation": dilation},
+                    BLOCKS[o.block],
+                    BlockOptions.of(
+                        o,
+                        width=width,
+                        heads=heads,
+                        mlp_width=int(width * o.mlp_ratio),
+                        attention_defaults=windowed(o.window, neighborhood={"dilation": dilation}),
+                        grid=Grid(sides),
                     ),
                 )
                 for dilation in cycle
             ]
-            for channels_here, heads_here, cycle in zip(widths, heads, cycles, strict=True)
+            for width, heads, cycle, sides in zip(widths, o.heads, cycles, maps, strict=True)
         ]
-        stacks = stack_stages(makers, depths, rngs=rngs, scan=scan, remat=remat)
-        between = [None, *(DOWNSAMPLERS[downsample](before, 2 * before, **common) for before in widths[:-1])]
+        stacks = stack_stages(makers, o.depths, rngs=rngs, scan=o.scan, remat=o.remat)
+        between = [None, *(DOWNSAMPLERS[o.downsample](before, 2 * before, **common) for before in widths[:-1])]
         self.stages = nnx.List([Stage(*parts) for parts in zip(between, stacks, strict=True)])
-        self.norm = LayerNorm(widths[-1], eps=norm_eps, dtype=dtype)
-        self.head = (
-            Linear(widths[-1], num_classes, kernel_init=start.head, dtype=dtype, rngs=rngs) if num_classes else None
-        )
+        self.norm = LayerNorm(widths[-1], eps=o.norm_eps, dtype=o.dtype)
+        head = {"kernel_init": scheme(o.init).head, "dtype": o.dtype, "rngs": rngs}
+        self.head = Head(widths[-1], o.num_classes, **head) if o.num_classes else None
+
+
+def stage_maps(image_size: int | tuple[int, int], stages: int) -> list[tuple[int, int]]:
+    """Rows and columns of the map of each stage: a quarter of the image, then half of the map before, rounded up."""
+    rows, columns = pair(image_size)
+    return [(-(-rows // (4 * 2**stage)), -(-columns // (4 * 2**stage))) for stage in range(stages)]
 
 
 def dilation_cycles(
-    dilations: Dilations, depths: Sequence[int], window: int, image_size: int | tuple[int, int]
+    dilations: str | Sequence[Sequence[int]] | None,
+    depths: Sequence[int],
+    window: int | tuple[int, int],
+    image_size: int | tuple[int, int],
 ) -> list[tuple[int, ...]]:
     """For each stage the shortest run of dilations that its layers repeat.
 
@@ -147,12 +119,8 @@ def dilation_cycles(
     if dilations is None:
         return [(1,)] * len(depths)
     if dilations == "largest":
-        sides = [-(-side // 4) for side in ((image_size,) if isinstance(image_size, int) else image_size)]
-        dilations = []
-        for _ in depths:
-            dilations.append((1, largest_dilation(sides, window)))
-            sides = [-(-side // 2) for side in sides]
-    if isinstance(dilations, str) or len(dilations) != len(depths):
+        dilations = [(1, largest_dilation(sides, window)) for sides in stage_maps(image_size, len(depths))]
+    if isinstance(dilations, str) or len(dilations) != len(depths) or not all(dilations):
         raise ValueError(
             f"dilations={dilations!r}; allowed: None, 'largest', or the dilations of each of the {len(depths)} stages"
         )
@@ -162,6 +130,6 @@ def dilation_cycles(
     ]
 
 
-def largest_dilation(sides: Sequence[int], window: int) -> int:
+def largest_dilation(sides: Sequence[int], window: int | tuple[int, int]) -> int:
     """The largest dilation with which a window fits a map; 1 for a map smaller than the window."""
-    return max(1, min(sides) // window)
+    return max(1, min(side // size for side, size in zip(sides, pair(window), strict=True)))

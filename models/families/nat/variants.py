@@ -1,6 +1,6 @@
 """Variants of the NAT papers by name: `nat_tiny`, `dinat_base`, `dinat_s_small`, `nat_iso_s`, `vitrpb_b`.
 
-Parameters, multiply-adds and published accuracy of each are in docs/nat.md. Drop path belongs to the recipe
+Parameters, multiply-adds and published accuracy of each are in docs/families/nat.md. Drop path belongs to the recipe
 (`configs/recipes/nat.py`), as for every model.
 """
 

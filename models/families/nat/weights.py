@@ -34,7 +34,7 @@ def isotropic_table(model: IsotropicTransformer) -> Table:
         conv("patch_embed.proj", "patch_embed"),
         norm("patch_embed.norm", "norm_pre"),
         _block("layers.{}", "blocks.{}"),
-        *(_bias_index(layer, model) for layer in range(model.depth) if model.attention == "dense"),
+        *(_bias_index(layer, model) for layer in range(model.depth) if model.options.attention == "dense"),
         norm("norm"),
         linear("head"),
     )

@@ -1,6 +1,7 @@
 """Variants of Swin by name, and what is published of them: `swin_tiny`, `swin_base_384`.
 
-Parameters of each are in docs/swin.md. Drop path belongs to the recipe (`configs/recipes/swin.py`), as for every model.
+Parameters of each are in docs/families/swin.md. Drop path belongs to the recipe (`configs/recipes/swin.py`), as for
+every model.
 """
 
 from typing import Any

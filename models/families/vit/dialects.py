@@ -84,7 +84,7 @@ def _big_vision(arrays: Flat, model: Any) -> Rewritten:
         (r"(encoderblock_\d+)/MultiHeadDotProductAttention_1/", r"\1/MultiHeadDotProductAttention_0/"),
         (r"(encoderblock_\d+)/MlpBlock_3/", r"\1/MlpBlock_0/"),
     )
-    if model.activation == "gelu":
+    if model.options.activation == "gelu":
         notes.append(
             "GELU there is the tanh approximation, here it is exact; activation='gelu_tanh' gives the same function"
         )

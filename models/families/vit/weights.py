@@ -21,14 +21,14 @@ def torch_table(model: VisionTransformer) -> Table:
     blocks: dict[str, Callable[[], Iterator[Row]]] = {
         "pre_norm": _plain_block,
         "post_norm": _plain_block,
-        "parallel": partial(_parallel_block, fused_bias=model.qkv_bias),
+        "parallel": partial(_parallel_block, fused_bias=model.options.qkv_bias),
         "two_branch": _two_branch_block,
     }
     return Table(
         *(copy(name) for name in ("cls_token", "dist_token", "reg_token", "pos_embed")),
         convolution("patch_embed.proj", "patch_embed"),
         norm("norm_pre"),
-        blocks[model.block](),
+        blocks[model.options.block](),
         norm("norm"),
         norm("fc_norm"),
         attention_pool_rows("attn_pool."),
@@ -99,19 +99,19 @@ def big_vision_table(model: VisionTransformer) -> Table:
 
     ValueError for a kind of block that big_vision does not have.
     """
-    if model.block != "pre_norm":
-        raise ValueError(f"big_vision has no blocks of kind {model.block!r}")
+    if model.options.block != "pre_norm":
+        raise ValueError(f"big_vision has no blocks of kind {model.options.block!r}")
     block, pool = "Transformer/encoderblock_{}", "MAPHead_0"
     return Table(
         _flax("embedding", "patch_embed"),
         copy("cls", "cls_token"),
         copy("pos_embedding", "pos_embed"),
         *(_flax(f"{block}/LayerNorm_{i}", f"blocks.{{}}.norm{i + 1}", ("scale", "bias")) for i in (0, 1)),
-        _heads(f"{block}/MultiHeadDotProductAttention_0", "blocks.{}.attn", ("qkv",), model.heads),
+        _heads(f"{block}/MultiHeadDotProductAttention_0", "blocks.{}.attn", ("qkv",), model.options.heads),
         *(_flax(f"{block}/MlpBlock_0/Dense_{i}", f"blocks.{{}}.mlp.fc{i + 1}") for i in (0, 1)),
         _flax("Transformer/encoder_norm", "norm", ("scale", "bias")),
         copy(f"{pool}/probe", "attn_pool.latent"),
-        _heads(f"{pool}/MultiHeadDotProductAttention_0", "attn_pool", ("q", "kv"), model.heads),
+        _heads(f"{pool}/MultiHeadDotProductAttention_0", "attn_pool", ("q", "kv"), model.options.heads),
         _flax(f"{pool}/LayerNorm_0", "attn_pool.norm", ("scale", "bias")),
         *(_flax(f"{pool}/MlpBlock_0/Dense_{i}", f"attn_pool.mlp.fc{i + 1}") for i in (0, 1)),
         _flax("pre_logits", "pre_logits"),

@@ -7,7 +7,7 @@ ops/bra_legacy.py, ops/bra_nchw.py.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from references import arguments, named_object
+from official_config import arguments, named_object
 
 from models.core.errors import unknown_name
 
@@ -206,7 +206,7 @@ def _stages(given: Config, qk_widths: Sequence[int], mechanisms: Mapping[int, st
         ),
         "attention": tuple("bilevel_routing" if topk > 0 else mechanisms[topk] for topk in topks),
         "topk": tuple(max(topk, 0) for topk in topks),
-        "mlp_ratios": tuple(given["mlp_ratios"]),
+        "mlp_ratio": tuple(given["mlp_ratios"]),
         "local": _side("side_dwconv", given["side_dwconv"]),
         "num_classes": given["num_classes"],
         "channels": given["in_chans"],

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from families.biformer.config import attention_options, biformer_options, is_nchw
-from references import Config, Reference, Values
+from official_config import Config
+from references import Reference, Values
 
 from attn import Grid
 from models.attention.bilevel_routing import BiLevelRoutingAttention
+from models.core.call import Call
 from models.families.biformer.model import BiFormer
 from models.families.biformer.weights import bilevel_rows
 from models.weights.table import Table
@@ -40,7 +42,7 @@ def evaluate_biformer(model: BiFormer, inputs: Values, config: Config, stages: S
 def evaluate_attention(model: BiLevelRoutingAttention, inputs: Values, config: Config, stages: Sequence[str]) -> Values:
     """The output as `y`, in the layout of the input."""
     x = _channels_last(inputs["x"]) if is_nchw(config) else inputs["x"]
-    y = model(x.reshape(x.shape[0], -1, x.shape[-1]), Grid(x.shape[1:3])).reshape(x.shape)
+    y = model(x.reshape(x.shape[0], -1, x.shape[-1]), Call(Grid(x.shape[1:3]))).reshape(x.shape)
     return {"y": _channels_first(y) if is_nchw(config) else y}
 
 
@@ -64,6 +66,7 @@ REFERENCES = (
         golden=("biformer*",),
         evaluate=evaluate_biformer,
         stacked=True,
+        sized=True,
     ),
     Reference(
         name="bilevel_routing",

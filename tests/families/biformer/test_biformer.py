@@ -22,8 +22,10 @@ from attn import Grid
 from configs.recipes import BIFORMER_DROP_PATH
 from models.attention.registry import make_attention
 from models.core import sharding
+from models.core.call import Call
 from models.core.published import PUBLISHED, tolerance
 from models.core.summary import summarize
+from models.core.watch import Watch
 from models.families.biformer.block import BIFORMER_BLOCKS
 from models.families.biformer.variants import VARIANTS
 from models.hosts.block import BlockOptions
@@ -41,7 +43,8 @@ def call(model, x, method="__call__", **options):
 
     @partial(jax.jit, compiler_options=QUICK_COMPILE)
     def run(params, state, x):
-        return getattr(models.merge(graph, params, state), method)(x, **options)
+        found = getattr(models.merge(graph, params, state), method)(x, **options)
+        return (found, options["tap"].values) if "tap" in options else found
 
     return run(params, state, x)
 
@@ -56,8 +59,8 @@ def traced(model, x, method="__call__"):
 
 
 def table():
-    """Rows of docs/biformer.md: name -> (parameters, multiply-adds in G, top-1)."""
-    text = (ROOT / "docs" / "biformer.md").read_text()
+    """Rows of docs/families/biformer.md: name -> (parameters, multiply-adds in G, top-1)."""
+    text = (ROOT / "docs" / "families" / "biformer.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|.*?\| ([\d ]+) \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
     return {name: (int(parameters.replace(" ", "")), giga, top1) for name, parameters, giga, top1 in rows}
 
@@ -193,7 +196,8 @@ def test_official_defaults_are_those_of_the_published_models():
         # What no shape shows.
         options = REFERENCES["biformer"].options(config)
         assert options["heads"] == VARIANTS[name]["heads"]
-        assert (options["attention"], options["topk"]) == (ours.attention, (1, 4, 16, 0))
+        assert tuple(options["attention"]) == tuple(ours.options.by_stage()["attention"])
+        assert tuple(options["topk"]) == (1, 4, 16, 0)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,8 @@ def test_options_have_their_official_names(change, names):
     config = {"cls": "BiFormer"} | OFFICIAL | change
     if "STL" in config["cls"]:
         config = {key: config[key] for key in config if key not in ("qk_dims", "kv_downsample_mode", "n_win")}
-    model = REFERENCES["biformer"].build(config)
+    # Two regions, and seven, divide the map of every stage of 448 pixels.
+    model = REFERENCES["biformer"].build(config, image_size=448)
     _, params, state = models.split(model)
     zeros = models.unstack({name: np.zeros(value.shape, np.float32) for name, value in (params | state).items()})
     theirs = REFERENCES["biformer"].family.layouts["torch"](model).write(zeros)
@@ -279,7 +284,7 @@ def test_blocks_are_what_they_say(block, depthwise):
         width=8, heads=2, mlp_width=12, attention="local_dense", attention_options={"local": 3}, layer_scale=0.5
     )
     made = BIFORMER_BLOCKS[block](options, nnx.Rngs(0), positions=True, depthwise=depthwise)
-    grid = Grid((3, 4))
+    grid = Call(Grid((3, 4)))
     x = jax.random.normal(jax.random.key(0), (2, 12, 8))
 
     def conv(layer, y):
@@ -302,15 +307,18 @@ def test_blocks_are_what_they_say(block, depthwise):
 
 
 def test_images_that_the_regions_do_not_divide():
-    found = call(create(), images(41, 58), method="features", layers=(1, -1), sites=("routes", "heads"))
+    tap = models.record("routes", "heads", layers=(1, 4))
+    found, recorded = call(create(), images(41, 58), method="features", tap=tap)
     assert found["embedded"].shape == found["stages.0"].shape == (2, 11, 15, 8)
     assert found["stages.1"].shape == (2, 6, 8, 16)
-    assert found["stages.0.blocks.1.routes"].shape == (2, 4, 2)
-    assert found["stages.0.blocks.1.heads"].shape == (2, 12 * 16, 2, 4)
-    assert found["stages.1.blocks.1.heads"].shape == (2, 6 * 8, 4, 4)
+    assert recorded["routes"].shape == (1, 2, 4, 2)
+    assert recorded["stages.0.blocks.attn.heads"].shape == (1, 2, 12 * 16, 2, 4)
+    assert recorded["stages.1.blocks.attn.heads"].shape == (1, 2, 6 * 8, 4, 4)
     np.testing.assert_allclose(found["tokens"].mean(1), found["pooled"], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"regions \(2, 2\) do not divide a map of \(11, 15\); .*auto_pad=True"):
         traced(abstract(auto_pad=False), images(41, 58))
+    with pytest.raises(ValueError, match=r"regions \(2, 2\) do not divide a map of \(11, 15\); .*auto_pad=True"):
+        abstract(auto_pad=False, image_size=(41, 58))
     # Where nothing has to be padded the two are one.
     both = [call(create(auto_pad=auto_pad), images(32, 48)) for auto_pad in (False, True)]
     np.testing.assert_array_equal(*both)
@@ -324,27 +332,19 @@ def test_patches_drop_what_is_left_over():
     np.testing.assert_array_equal(call(model, small), call(model, large))
 
 
-@pytest.mark.parametrize("attention", ["identity", "dense", "window", ("convolution", "bilevel_routing")])
-def test_attention_is_exchanged_by_name(attention):
-    options = {"attention_options": {"window": 4}} if attention == "window" else {}
-    assert traced(abstract(attention=attention, topk=(2, 1), **options), images(32, 32)).shape == (2, 5)
-    with pytest.raises(ValueError, match=r"unknown option of attention .* 'windw'"):
-        abstract(attention=attention, attention_options={"windw": 3})
-
-
-def test_other_models_take_bilevel_routing():
-    options = {"attention": "bilevel_routing", "attention_options": {"regions": 2, "topk": 3}}
-    for family, own in (("vit", {"class_token": False, "pool": "avg"}), ("nat", {})):
-        assert traced(tiny_models.abstract(family, **own | options), images(32, 32)).shape == (2, 5)
-    with pytest.raises(ValueError, match=r"no region for 1 prefix tokens .* use average pooling"):
-        traced(tiny_models.abstract("vit", **options), images(32, 32))
+def test_attention_is_exchanged_by_name():
+    """One for each stage; one for all is in `test_options.py`, with all names."""
+    model = abstract(attention=("convolution", "bilevel_routing"), topk=(2, 1))
+    assert traced(model, images(32, 32)).shape == (2, 5)
+    with pytest.raises(ValueError, match=r"unknown option of attention 'convolution', 'bilevel_routing' 'windw'"):
+        abstract(attention=("convolution", "bilevel_routing"), attention_options={"windw": 3})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"layout": "patch"}, "unknown layout 'patch'; nearest: patches"),
-        ({"heads": (2,)}, r"heads=\(2,\): one entry for each of the 2 stages"),
+        ({"heads": (2,)}, r"depths=\(3, 2\) and heads=\(2,\): one entry for each stage"),
         ({"attention": ("dense",)}, r"attention=\('dense',\): one entry for each of the 2 stages"),
         ({"mlp": "glu"}, "unknown mlp 'glu'"),
         ({"routing": "sof"}, "unknown routing 'sof'; nearest: soft"),
@@ -361,42 +361,35 @@ def test_a_wrong_choice_is_one_line(options, message):
     assert "\n" not in str(error.value)
 
 
-def test_what_attention_cannot_be_asked_for():
-    attention = make_attention("bilevel_routing", 8, 2, shared={}, options={"regions": 2, "topk": 1}, rngs=nnx.Rngs(0))
-    x = jnp.ones((1, 16, 8))
-    for arguments, message in (
-        ({"context": x}, "takes neither a context nor a mask"),
-        ({"mask": jnp.ones((1, 1, 16, 16), bool)}, "takes neither a context nor a mask"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            attention(x, Grid((4, 4)), **arguments)
-    with pytest.raises(ValueError, match="it needs two axes"):
-        attention(x, Grid((16,)))
-    attention.padding = "projected"
+def test_maps_that_have_too_few_places():
+    options = {"regions": 2, "topk": 1, "padding": "projected"}
+    attention = make_attention("bilevel_routing", 8, 2, shared={}, options=options, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"regions \(2, 2\): a map of \(1, 16\) has fewer places"):
-        attention(x, Grid((1, 16)))
+        attention(jnp.ones((1, 16, 8)), Call(Grid((1, 16))))
+    more = dict(regions=2, topk=5)
+    with pytest.raises(ValueError, match="does not fit here: topk=5: there are 4 regions"):
+        make_attention("bilevel_routing", 8, 2, shared={}, options=more, grid=Grid((4, 4)), rngs=nnx.Rngs(0))
 
 
-def test_hooks_that_see_no_probabilities_keep_the_fused_path():
+def test_taps_that_see_no_probabilities_keep_the_fused_path():
     attention = make_attention("bilevel_routing", 8, 2, shared={}, options={"regions": 2, "topk": 1}, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 16, 8))
 
-    def names(sites):
-        seen = []
+    def fused(*sites):
+        def run(x):
+            return attention(x, Call(Grid((4, 4)), tap=Watch(models.record(*sites))))
 
-        def look(site, value, layer):
-            seen.append(site)
-            return value
+        return "attention_step" in str(jax.make_jaxpr(run)(x))
 
-        look.sites = sites
-        text = str(jax.make_jaxpr(lambda x: attention(x, Grid((4, 4)), hook=look))(x))
-        return seen, "xla_forward" in text
+    assert fused("routes", "q", "lse", "heads")
+    assert not fused("routes", "probs")
 
-    assert names(("routes",)) == (["q", "k", "v", "routes", "heads"], True)
-    assert names(("probs",)) == (["q", "k", "v", "routes", "logits", "probs", "heads"], False)
-    np.testing.assert_allclose(
-        attention(x, Grid((4, 4))), attention(x, Grid((4, 4)), hook=lambda site, value, layer: value), atol=1e-6
-    )
+    @models.tap("logits", "probs")
+    def unedited(site, value):
+        return value
+
+    run = jax.jit(lambda x, tap: attention(x, Call(Grid((4, 4)), tap=tap)), static_argnums=1)
+    np.testing.assert_allclose(run(x, None), run(x, Watch(unedited)), atol=1e-6)
 
 
 # --- what training needs ----------------------------------------------------------------------------------------------
@@ -436,6 +429,7 @@ def test_released_files_have_their_weights_below_model(tmp_path):
     assert weights["stages.0.0.attn.qkv.qkv.weight"].shape == (24, 8)
     other = create(scan=False)
     floats = {name: np.ascontiguousarray(v) for name, v in weights.items() if v.dtype == np.float32}
-    assert models.load_weights(other, saved(tmp_path / "biformer.pth", {"model": floats, "epoch": 3})) == []
+    notes = models.load_weights(other, saved(tmp_path / "biformer.pth", {"model": floats, "epoch": 3}))
+    assert notes == ["the weights below model are taken"]
     x = images(32, 32)
     np.testing.assert_allclose(call(model, x), call(other, x), atol=1e-5)

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from families.swin.reference import timm_pool
-from references import Config, Reference, Values, arguments, named_object
+from official_config import Config, arguments, named_object
+from references import Reference, Values
 
 from models.core.errors import unknown_name
 from models.families.davit.model import DUAL, DualAttentionTransformer
@@ -75,7 +76,7 @@ def evaluate_davit(model: DualAttentionTransformer, inputs: Values, config: Conf
     """Logits (features without classes) as `y`, and the outputs of timm's modules, maps `[B, C, Y, X]`."""
     outputs = model.features(inputs["x"].transpose(0, 2, 3, 1), layers=range(model.depth))
     named: Values = {"stem": _channels_first(outputs["embedded"])}
-    members = len(model.attention)
+    members = len(model.options.members)
     for i, stage in enumerate(model.stages):
         shape = outputs[f"stages.{i}"].shape
         named[f"stages.{i}"] = _channels_first(outputs[f"stages.{i}"])

@@ -18,8 +18,10 @@ from attn import Grid
 from attn.channel import channel_attention
 from configs.recipes import DAVIT_DROP_PATH
 from models.attention.channel import ChannelAttention
+from models.core.call import Call
 from models.core.published import PUBLISHED, tolerance
 from models.core.summary import summarize
+from models.core.watch import Watch
 from models.families.davit import variants
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,8 +29,8 @@ GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"
 
 
 def table():
-    """Rows of docs/davit.md: name -> (image size, window, parameters, multiply-adds in G, top-1)."""
-    text = (ROOT / "docs" / "davit.md").read_text()
+    """Rows of docs/families/davit.md: name -> (image size, window, parameters, multiply-adds in G, top-1)."""
+    text = (ROOT / "docs" / "families" / "davit.md").read_text()
     row = r"^\| `(davit_\w+)` \|[^|]*\| \d+ \| (\d+) \| (\d+) \| ([\d ]+) \| ([\d.]+) \| ([\d.]*) ?\|$"
     return {
         name: (int(size), int(window), int(parameters.replace(" ", "")), giga, top1)
@@ -136,38 +138,31 @@ def test_parts_of_the_projection_have_their_roles(version, order, scale):
     attention.qkv.kernel[...] = arrays(12, 36, seed=1)
     parts = np.moveaxis(np.asarray(attention.qkv(x)).reshape(2, 15, 3, 3, 4), 2, 0)
     heads = by_definition(*(parts[role] for role in order), scale)
-    np.testing.assert_allclose(attention(x, Grid((5, 3))), attention.proj(heads.reshape(2, 15, 12)), atol=1e-5)
+    np.testing.assert_allclose(attention(x, Call(Grid((5, 3)))), attention.proj(heads.reshape(2, 15, 12)), atol=1e-5)
 
 
-def test_hooks_see_channels_as_tokens():
+def test_taps_see_maps_of_channels():
     seen = {}
 
-    def look(site, value, layer):
-        seen[site] = value.shape
-        return jnp.zeros_like(value) if site == "heads" else value
+    @models.tap("q", "k", "v", "logits", "probs", "heads")
+    def look(site, value):
+        seen[site.name] = value.shape
+        return jnp.zeros_like(value) if site.name == "heads" else value
 
     attention = ChannelAttention(12, 3, dropout=0.5, rngs=nnx.Rngs(0))
-    x, grid = arrays(2, 15, 12), Grid((5, 3))
-    edited = attention(x, grid, hook=look, layer=0)
-    assert seen == dict.fromkeys(("q", "k", "v", "heads"), (2, 4, 3, 15)) | dict.fromkeys(
+    x, call = arrays(2, 15, 12), Call(Grid((5, 3)))
+    edited = attention(x, call.replace(tap=Watch(look)))
+    assert seen == dict.fromkeys(("q", "k", "v", "heads"), (2, 15, 3, 4)) | dict.fromkeys(
         ("logits", "probs"), (2, 3, 4, 4)
     )
     np.testing.assert_array_equal(edited, jnp.broadcast_to(attention.proj.bias[...], edited.shape))
     with pytest.raises(ValueError, match="dropout needs a key"):
-        attention(x, grid, train=True)
+        attention(x, call.replace(train=True))
 
 
-@pytest.mark.parametrize(
-    ("options", "call", "message"),
-    [
-        ({"version": 3}, {}, "version=3 of channel attention; allowed: 1, 2"),
-        ({}, {"context": arrays(2, 3, 12)}, "neither a context nor a mask"),
-        ({}, {"mask": np.ones((1, 1, 15, 15), bool)}, "neither a context nor a mask"),
-    ],
-)
-def test_a_wrong_call_is_one_line(options, call, message):
-    with pytest.raises(ValueError, match=message):
-        ChannelAttention(12, 3, rngs=nnx.Rngs(0), **options)(arrays(2, 15, 12), Grid((5, 3)), **call)
+def test_another_version_is_refused():
+    with pytest.raises(ValueError, match="version=3 of channel attention; allowed: 1, 2"):
+        ChannelAttention(12, 3, version=3, rngs=nnx.Rngs(0))
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -205,9 +200,13 @@ def test_without_positions_is_with_convolutions_that_give_nothing():
 def test_attention_is_exchanged_by_name():
     """One name stands for both layers of a pair; a pair can be any length."""
     images = jax.ShapeDtypeStruct((2, 32, 24, 3), jnp.float32)
-    for attention, depth in (("identity", 6), ("dense", 6), (("window", "channel", "neighborhood"), 9), (["grid"], 3)):
-        options = {"attention_options": {"relative_bias": False}} if attention == ["grid"] else {}
-        graph, params, state = models.split(tiny_models.abstract("davit", attention=attention, window=2, **options))
+    window = {"window": 2}
+    for attention, depth, options in (
+        ("dense", 6, {}),
+        (("window", "channel", "neighborhood"), 9, window),
+        (["grid"], 3, window | {"attention_options": {"relative_bias": False}}),
+    ):
+        graph, params, state = models.split(tiny_models.abstract("davit", attention=attention, **options))
         model = models.merge(graph, params, state)
         assert model.depth == depth
         logits = jax.eval_shape(lambda p, x, g=graph, s=state: models.merge(g, p, s)(x), params, images)
@@ -226,12 +225,13 @@ def test_attention_is_exchanged_by_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": (2,)}, r"widths=\(8, 16\), depths=\(1, 2\) and heads=\(2,\): one entry for each stage"),
+        ({"heads": (2,)}, r"widths=\(8, 16\) and heads=\(2,\): one entry for each stage"),
         ({"pool": "catavgmax"}, "unknown pool 'catavgmax'.*allowed: avg, max, avgmax"),
         ({"attention": "windw"}, "unknown attention 'windw'; nearest: window"),
-        ({"attention_options": ({},)}, "attention_options: 1 entries for the mechanisms window, channel"),
+        ({"attention_options": ({},)}, r"attention_options=\(\{\},\); allowed: .* one for each of window, channel"),
         ({"attention_options": ({}, {"window": 2})}, "unknown option of attention 'channel' 'window'"),
-        ({"channel_version": 0}, "version=0 of channel attention; allowed: 1, 2"),
+        ({"channel_version": 0}, "channel_version=0; allowed: an integer of at least 1"),
+        ({"channel_version": 3}, "version=3 of channel attention; allowed: 1, 2"),
     ],
 )
 def test_a_wrong_choice_is_one_line(options, message):

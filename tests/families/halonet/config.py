@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from families.vit.config import activation
-from references import Config, arguments, named_object
+from official_config import Config, arguments, named_object
 
 from models.core.errors import unknown_name
 from models.families.halonet.model import POOLS
@@ -82,8 +82,8 @@ _ATTENTION_OPTIONS: dict[str, dict[str, tuple[str, Any]]] = {
     "halo": {
         "num_heads": ("heads", 8),
         "dim_head": ("head_width", None),
-        "block_size": ("block", 8),
-        "halo_size": ("halo", 3),
+        "block_size": ("block_size", 8),
+        "halo_size": ("halo_size", 3),
         "qk_ratio": ("qk_ratio", 1.0),
         "qkv_bias": ("qkv_bias", False),
         "avg_down": ("average", False),
@@ -149,7 +149,7 @@ def halonet_options(config: Config) -> dict[str, Any]:
         "channels": call["in_chans"],
         "zero_last": call["zero_init_last"],
         "drop_path": call["drop_path_rate"],
-        "dropout": call["drop_rate"],
+        "head_dropout": call["drop_rate"],
     }
 
 
@@ -196,7 +196,7 @@ def _layer(block: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:
     name = _only("self_attn_layer", said["self_attn_layer"] or "", {name: name for name in _ATTENTION_OPTIONS})
     inside = _renamed("self_attn_kwargs", said["self_attn_kwargs"] or {}, _ATTENTION_OPTIONS[name])
     heads = inside.pop("heads")
-    return layer | {"attention": name, "heads": heads, "attention_defaults": inside}
+    return layer | {"attention": name, "heads": heads, "attention_options": inside}
 
 
 def _squeeze_excite(given: Mapping[str, Any]) -> dict[str, Any]:

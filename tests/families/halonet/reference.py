@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import jax
 from families.halonet.config import halo_attention_options, halonet_options
-from references import Config, Reference, Values
+from official_config import Config
+from references import Reference, Values
 
 from attn import Grid
 from models.attention.halo import HaloAttention
+from models.core.call import Call
 from models.families.halonet.model import HaloNet
 from models.families.halonet.weights import attention_rows
 from models.weights.table import Table
@@ -37,7 +39,7 @@ def evaluate_halo_attention(model: HaloAttention, inputs: Values, config: Config
     """The map `[B, C, Y, X]` as `y`."""
     x = inputs["x"]
     batch, width, *sides = x.shape
-    out = model(x.transpose(0, 2, 3, 1).reshape(batch, -1, width), Grid(tuple(sides)))
+    out = model(x.transpose(0, 2, 3, 1).reshape(batch, -1, width), Call(Grid(tuple(sides))))
     return {"y": _channels_first(out.reshape(batch, *(side // model.stride for side in sides), -1))}
 
 
@@ -52,6 +54,7 @@ REFERENCES = (
         golden=("halonet", "halonet[0-9]*", "halonet_*"),
         evaluate=evaluate_halonet,
         stacked=True,
+        sized=True,
     ),
     Reference(
         name="halo_attention",

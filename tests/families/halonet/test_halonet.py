@@ -15,7 +15,9 @@ from flax import nnx
 from references import REFERENCES
 
 import models
+from attn import Grid
 from configs.recipes import HALONET_HYBRIDS, HALONET_PAPER
+from models.core.call import Call
 from models.core.published import PUBLISHED, tolerance
 from models.core.summary import summarize
 from models.families.halonet import variants
@@ -31,8 +33,8 @@ options = REFERENCES["halonet"].options
 
 
 def table():
-    """Rows of docs/halonet.md: name -> (blocks, image size, parameters, multiply-adds in G, top-1)."""
-    text = (ROOT / "docs" / "halonet.md").read_text()
+    """Rows of docs/families/halonet.md: name -> (blocks, image size, parameters, multiply-adds in G, top-1)."""
+    text = (ROOT / "docs" / "families" / "halonet.md").read_text()
     row = r"^\| `(\w+)` \|[^|]*\|[^|]*\| (\d+, \d) \| (\d+) \| ([\d ]+) \| ([\d.]+) \| ([\d.]+) \|$"
     return {
         name: (blocks, int(size), int(parameters.replace(" ", "")), giga, top1)
@@ -60,12 +62,17 @@ def shapes(model, images, method="features"):
     )
 
 
-def call(model, x, **own):
+def call(model, x, *arguments):
     graph, params, state = models.split(model)
     function = jax.jit(
-        lambda params, state, x: models.merge(graph, params, state)(x, **own), compiler_options=QUICK_COMPILE
+        lambda params, state, x: models.merge(graph, params, state)(x, *arguments), compiler_options=QUICK_COMPILE
     )
     return function(params, state, x)
+
+
+def on_map(block, x, **own):
+    """A block of a map."""
+    return call(block, x, Call(Grid(x.shape[1:3]), **own))
 
 
 # --- published sizes --------------------------------------------------------------------------------------------------
@@ -77,7 +84,7 @@ def test_every_variant_has_what_is_documented():
     for name, (blocks, size, parameters, multiply_adds, top1) in documented.items():
         published, variant = PUBLISHED[name], models.variant(name)
         assert published.image_size == size == variant.get("image_size", 256)
-        assert blocks == f"{variant.get('block', 8)}, {variant.get('halo', 3)}"
+        assert blocks == f"{variant.get('block_size', 8)}, {variant.get('halo_size', 3)}"
         assert published.top1 == top1
         assert published.multiply_adds in (None, multiply_adds)
         assert count(full_size(name)) == parameters, name
@@ -166,6 +173,8 @@ def test_blocks_have_to_divide_every_map():
     message = r"blocks of 2 do not divide the map of \(3, 2\) in stage 1; images whose .* multiples of 16 fit"
     with pytest.raises(ValueError, match=message):
         shapes(model, tiny_models.images(24, 16))
+    with pytest.raises(ValueError, match=r"sides of a map of \(3, 2\) are no multiples of 2; padding=True fills up"):
+        tiny_models.abstract("halonet", image_size=(24, 16))
     assert full_size("halonet_h1").multiple == 256
     assert full_size("haloregnetz_b").multiple == 224
 
@@ -210,12 +219,12 @@ def test_attention_is_exchanged_by_name(attention):
 def test_identity_mixes_places_by_pools_alone():
     """Of one block: the control sees the 2 x 2 places of its stride, and attention sees its window."""
     for attention, mixes in (("identity", False), ("halo", True)):
-        own = {"block": 2, "halo": 1} if attention == "halo" else {}
+        own = {"halo": {"block_size": 2, "halo_size": 1}}
         settings = BottleneckOptions(8, 8, stride=2, attention=attention, heads=2, attention_defaults=own)
         block = Bottleneck(settings, nnx.Rngs(0))
         block.conv3.norm.scale = nnx.Param(jnp.ones(8))
         x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
-        changed = call(block, x.at[:, :2, :2].add(1.0)) - call(block, x)
+        changed = on_map(block, x.at[:, :2, :2].add(1.0)) - on_map(block, x)
         assert bool(jnp.any(jnp.abs(changed[:, 1:, 1:]) > 1e-4)) is mixes
         assert float(jnp.abs(changed[:, 0, 0]).max()) > 1e-4
 
@@ -249,11 +258,11 @@ def test_a_new_block_is_its_shortcut():
     """The last norm of the branch starts at zero, but not in a block that has no shortcut."""
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     block = Bottleneck(BottleneckOptions(8, 8), nnx.Rngs(0))
-    np.testing.assert_allclose(call(block, x), jnp.maximum(x, 0), atol=1e-6)
+    np.testing.assert_allclose(on_map(block, x), jnp.maximum(x, 0), atol=1e-6)
     bare = Bottleneck(BottleneckOptions(8, 16, shortcut="none", linear_out=True), nnx.Rngs(0))
-    assert float(jnp.abs(call(bare, x)).max()) > 0.1
+    assert float(jnp.abs(on_map(bare, x)).max()) > 0.1
     # And it has no branch that drop path could skip.
-    dropped = call(bare, x, drop_path=0.999, train=True, key=jax.random.key(0))
+    dropped = on_map(bare, x, drop_path=0.999, train=True, key=jax.random.key(0))
     assert bool((jnp.abs(dropped).max((1, 2, 3)) > 0.1).all())
 
 
@@ -287,7 +296,7 @@ def test_maximum_pooling_has_a_gradient_where_the_compiler_rounds_twice():
     ("own", "message"),
     [
         ({"depths": (2,)}, r"depths=\(2,\).*one entry for each stage is needed"),
-        ({"heads": (2, 2, 2)}, r"\(2, 2, 2\) for 2 stages"),
+        ({"heads": (2, 2, 2)}, r"heads=\(2, 2, 2\): one entry for each of the 2 stages"),
         ({"layers": (("conf",), ("conv",))}, "unknown kind of layer 'conf'; nearest: conv"),
         ({"layers": (({"head": 2},), ("conv",))}, "unknown option of a layer 'head'; nearest: heads"),
         ({"gate": "so"}, "unknown gate 'so'"),
@@ -335,18 +344,18 @@ def changed(path, value):
 def test_defaults_and_overrides_are_timm_s():
     found = options({"cfg": CFG, "in_chans": 1, "stem_chs": 24, "drop_rate": 0.1, "size": [32, 32], "chs": [16, 16]})
     assert (found["stem"], found["stem_pool"], found["stem_size"]) == ((24,), "max", 3)
-    assert (found["channels"], found["dropout"], found["num_classes"], found["shortcut"]) == (1, 0.1, 1000, "conv")
+    assert (found["channels"], found["head_dropout"], found["num_classes"], found["shortcut"]) == (1, 0.1, 1000, "conv")
     assert (found["widths"], found["depths"], found["strides"]) == ((16, 16), (1, 3), (1, 2))
     first, second, third, last = itertools.chain(*found["layers"])
     assert first == last
     assert first["attention"] == "halo"
     assert first["heads"] == 2
-    assert (first["attention_defaults"]["block"], first["attention_defaults"]["halo"]) == (4, 3)
+    assert (first["attention_options"]["block_size"], first["attention_options"]["halo_size"]) == (4, 3)
     assert second == third
     assert (second["gate"], second["gate_options"]["ratio"], "attention" in second) == ("se", 0.5, False)
     # What a block says replaces what the model says, whole.
     (own, *_), _ = options(changed("blocks.self_attn_kwargs", {"halo_size": 1}))["layers"]
-    assert (own["attention_defaults"]["block"], own["heads"]) == (8, 8)
+    assert (own["attention_options"]["block_size"], own["heads"]) == (8, 8)
     (own, *_), _ = options(changed("blocks.block_kwargs", {"post_attn_na": False}))["layers"]
     assert own["post_norm"] is False
 

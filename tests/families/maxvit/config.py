@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from families.vit.config import activation
-from references import Config, arguments, named_object
+from official_config import Config, arguments, named_object
 
 from models.core.errors import unknown_name
 from models.families.maxvit.model import POOLS

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from families.maxvit.config import maxvit_options
-from references import Config, Reference, Values
+from official_config import Config
+from references import Reference, Values
 
 from models.families.maxvit.model import MaxViT
 

@@ -1,5 +1,6 @@
 """MaxViT: published sizes, its layer, images and windows, names of timm and TensorFlow, arguments of timm."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -51,8 +52,8 @@ def shapes(model, *sides, batch=1, **options):
 
 
 def table():
-    """Rows of docs/maxvit.md: name -> (parameters, multiply-adds in G, top-1)."""
-    text = (ROOT / "docs" / "maxvit.md").read_text()
+    """Rows of docs/families/maxvit.md: name -> (parameters, multiply-adds in G, top-1)."""
+    text = (ROOT / "docs" / "families" / "maxvit.md").read_text()
     rows = re.findall(r"^\| `(maxvit_\w+)` \| \d.*?\| ([\d ]+) \| ([\d.]+) \| ([\d.]*) ?\|$", text, re.MULTILINE)
     return {name: (int(parameters.replace(" ", "")), giga, top1 or None) for name, parameters, giga, top1 in rows}
 
@@ -169,7 +170,7 @@ def test_depthwise_convolution_on_a_cpu_is_that_of_xla(size, stride):
     x, kernel = (
         jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(2, 9, 14, 6), (size, size, 1, 6)])
     )
-    for pads in (same_pads(x.shape[1:3], size, stride), ((0, 0), (1, 2))):
+    for pads in (same_pads(x.shape[1:3], (size, size), (stride, stride)), ((0, 0), (1, 2))):
 
         def xla(x, kernel, pads=pads):
             numbers = ("NHWC", "HWIO", "NHWC")
@@ -178,7 +179,7 @@ def test_depthwise_convolution_on_a_cpu_is_that_of_xla(size, stride):
             )
 
         def both(x, kernel, g, pads=pads, xla=xla):
-            ours, pullback = jax.vjp(lambda x, kernel: depthwise(x, kernel, stride, pads), x, kernel)
+            ours, pullback = jax.vjp(lambda x, kernel: depthwise(x, kernel, (stride, stride), pads), x, kernel)
             theirs, their_pullback = jax.vjp(xla, x, kernel)
             return (ours, *pullback(g)), (theirs, *their_pullback(g))
 
@@ -189,7 +190,7 @@ def test_depthwise_convolution_on_a_cpu_is_that_of_xla(size, stride):
 
 def test_same_padding_is_behind_and_pools_are_means():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    assert same_pads((4, 5), 3, 2) == ((0, 1), (1, 1))
+    assert same_pads((4, 5), (3, 3), (2, 2)) == ((0, 1), (1, 1))
     np.testing.assert_array_equal(pool_half(x, "avg2", "same")[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
     np.testing.assert_array_equal(pool_half(x[:, :3, :3], "avg2", "same")[0, :, :, 0], [[2.5, 2], [4.25, 2.5]])
     np.testing.assert_array_equal(pool_half(x[:, :3, :3], "avg2", "centred")[0, :, :, 0], [[2.5]])
@@ -202,20 +203,22 @@ def test_drop_path_is_divided_by_the_number_of_layers():
     np.testing.assert_allclose(model.drop_rates(), [0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_block_attention_comes_first_and_both_are_at_the_hook_sites():
+def test_block_attention_comes_first_and_taps_tell_both_apart():
     seen = []
 
-    def look(site, value, layer):
-        if site == "probs":
-            seen.append((layer, value.shape))
+    @models.tap("probs")
+    def look(site, value):
+        seen.append((site.layer, site.path.split(".")[-2], value.shape))
         return value
 
     model = tiny_models.abstract("maxvit", scan=False)
-    found = shapes(model, 32, 32, batch=2, hook=look, layers=(1,), sites=("probs",))
+    shapes(model, 32, 32, batch=2, tap=look)
     # 8 x 8 and 4 x 4 places, windows of 4 places, heads of 4 channels.
-    stages = [(2 * 16, 2, 4, 4), (2 * 4, 4, 4, 4)]
-    assert seen == [(layer, stages[layer > 1]) for layer in range(5) for _ in ("block", "grid")]
-    assert [name for name in found if "probs" in name] == ["stages.0.blocks.0.probs", "stages.0.blocks.0.probs.1"]
+    stages = [(2, 16, 2, 4, 4), (2, 4, 4, 4, 4)]
+    assert seen == [(layer, name, stages[layer > 1]) for layer in range(5) for name in ("attn_block", "attn_grid")]
+    seen.clear()
+    shapes(model, 32, 32, batch=2, tap=dataclasses.replace(look, layers=(1,), at="*.attn_grid.attn"))
+    assert seen == [(1, "attn_grid", stages[0])]
     assert model.stages[0].first.attn_block.attn.grid is False
     assert model.stages[0].first.attn_grid.attn.grid is True
 
@@ -255,9 +258,9 @@ def test_windows_follow_from_the_image():
     assert full_size("maxvit_tiny").window == full_size("maxvit_tiny").grid_window == (7, 7)
     assert full_size("maxvit_tiny_512", depths=(1, 1, 1, 1)).window == (16, 16)
     short = {"depths": (1, 1, 1, 1)}
-    model = full_size("maxvit_tiny", image_size=(96, 160), grid_window=(1, 2), **short)
-    assert (model.window, model.grid_window) == ((3, 5), (1, 2))
-    assert model.stages[3].first.attn_block.attn.relative_bias.shape == (16, 5, 9)
+    model = full_size("maxvit_tiny", image_size=(96, 192), grid_window=(1, 2), **short)
+    assert (model.window, model.grid_window) == ((3, 6), (1, 2))
+    assert model.stages[3].first.attn_block.attn.relative_bias.shape == (16, 5, 11)
     assert model.stages[3].first.attn_grid.attn.relative_bias.shape == (16, 1, 3)
 
 
@@ -294,8 +297,9 @@ def test_a_file_for_other_windows_is_resampled_bilinearly():
     [
         ({"pool": "token"}, "unknown pool 'token'; allowed: avg, max, avgmax"),
         ({"widths": (8,)}, r"widths=\(8,\) and depths=\(2, 3\): one entry for each stage"),
-        ({"depths": (2, 0)}, r"depths=\(2, 0\): every stage has a layer"),
+        ({"depths": (2, 0)}, r"depths=\(2, 0\); allowed: several, each an integer of at least 1"),
         ({"head_width": 16}, "width 8 is not divisible by heads of 16 channels"),
+        ({"grid_window": 3}, r"windows of \(3, 3\) do not divide a map of \(8, 8\)"),
         ({"window": None, "image_size": 16}, "window=None for images of 16: must be at least 1"),
         ({"convolution": {"expand": 2}}, "unknown option of convolution 'expand'; nearest: expansion"),
         ({"convolution": {"stride_at": "conv"}}, "unknown stride_at of MBConv 'conv'; allowed: depthwise, expand"),
@@ -461,8 +465,9 @@ def test_timm_arguments_have_counterparts():
 
 
 def test_without_an_object_the_arguments_are_those_of_the_tf_models():
-    found = options(embed_dim=[64, 128, 256, 512], depths=(1, 1, 1, 1), head_hidden_size=512)
-    model = nnx.eval_shape(lambda: models.families.maxvit.model.MaxViT(**found, rngs=nnx.Rngs(0)))
+    model = REFERENCES["maxvit"].build(
+        {"embed_dim": [64, 128, 256, 512], "depths": (1, 1, 1, 1), "head_hidden_size": 512}
+    )
     theirs = full_size("maxvit_tiny", depths=(1, 1, 1, 1))
     assert count(model) == count(theirs)
     assert (model.convolution, model.window) == (theirs.convolution, theirs.window)

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from families.vit.config import norm_eps
-from references import Config, Reference, Values, arguments
+from official_config import Config, arguments
+from references import Reference, Values
 
 from models.core.errors import unknown_name
 from models.families.nat.isotropic import IsotropicTransformer
@@ -60,7 +61,7 @@ def isotropic_options(config: Config) -> dict[str, Any]:
     options |= {name: given[name] for name in ("patch_size", "depth")}
     options["image_size"] = given["img_size"] // given["patch_size"] * given["patch_size"]
     options["mlp_width"] = int(given["embed_dim"] * given["mlp_ratio"])
-    options["patch_norm"] = given.get("patch_norm", True)
+    options["pre_norm"] = given.get("patch_norm", True)
     if "VisionTransformerLayer" in f"{config.get('cls', '')} {given.get('layer', '')}":
         del options["window"]
         options["attention"] = "dense"

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from families.vit.config import norm_eps
-from references import Config, Reference, Values, arguments, named_object
+from official_config import Config, arguments, named_object
+from references import Reference, Values
 
 from models.core.errors import unknown_name
 from models.families.swin.model import SwinTransformer

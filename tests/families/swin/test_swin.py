@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
@@ -28,8 +27,8 @@ GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"
 
 
 def table():
-    """Rows of docs/swin.md: name -> (parameters, multiply-adds in G, top-1)."""
-    text = (ROOT / "docs" / "swin.md").read_text()
+    """Rows of docs/families/swin.md: name -> (parameters, multiply-adds in G, top-1)."""
+    text = (ROOT / "docs" / "families" / "swin.md").read_text()
     rows = re.findall(r"^\| `(swin_\w+)` \|.*?\| ([\d ]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
     return {name: (int(parameters.replace(" ", "")), giga, top1) for name, parameters, giga, top1 in rows}
 
@@ -130,15 +129,6 @@ def test_shifts_are_seen():
         np.testing.assert_array_equal(heard, np.arange(64) < rows)
 
 
-@pytest.mark.parametrize("attention", ["dense", "identity", "neighborhood", "channel"])
-def test_attention_is_exchanged_by_name(attention):
-    model = tiny_models.abstract("swin", attention=attention, window=3)
-    assert not [name for name in models.split(model)[1] if "relative_bias" in name and attention != "neighborhood"]
-    graph, params, state = models.split(model)
-    images = jax.ShapeDtypeStruct((2, 40, 24, 3), jnp.float32)
-    assert jax.eval_shape(lambda p, x: models.merge(graph, p, state)(x), params, images).shape == (2, 5)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -148,7 +138,7 @@ def test_attention_is_exchanged_by_name(attention):
         ({"mlp_ratio": (2, 3, 4)}, "mlp_ratio=.*one entry for each of the 2 stages"),
         ({"pool": "token"}, "unknown pool 'token'.*allowed: avg"),
         ({"block": "pre"}, "unknown block 'pre'; nearest: pre_norm"),
-        ({"attention": "grid"}, "a grid cannot be shifted"),
+        ({"attention_options": {"grid": True}}, "a grid cannot be shifted"),
         ({"attention_options": {"windw": 3}}, "unknown option of attention 'window' 'windw'; nearest: window"),
     ],
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from references import arguments, named_object
+from official_config import arguments, named_object
 
 from models.core.errors import unknown_name
 from models.layers.activation import ACTIVATIONS

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from families.vit.config import pool_options, vit_options
-from references import Config, Reference, Values
+from official_config import Config
+from references import Reference, Values
 
+from attn import Grid
+from models.core.call import Call
 from models.families.vit.weights import attention_pool_rows
 from models.hosts.isotropic import VisionTransformer
 from models.layers.pool import AttentionPool
@@ -53,7 +56,7 @@ def evaluate_vit(model: VisionTransformer, inputs: Values, config: Config, stage
 
 def evaluate_pool(model: AttentionPool, inputs: Values, config: Config, stages: Sequence[str]) -> Values:
     """Pooled tokens as `y`."""
-    return {"y": model(inputs["x"])}
+    return {"y": model(inputs["x"], Call(Grid(inputs["x"].shape[1:2])))}
 
 
 REFERENCES = (

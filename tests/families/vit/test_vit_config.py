@@ -2,7 +2,7 @@
 
 import pytest
 from families.vit.config import pool_options, vit_options
-from references import named_object
+from official_config import named_object
 
 
 def test_arguments_without_a_counterpart_are_refused():

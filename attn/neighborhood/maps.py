@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from attn.neighborhood.arguments import check_arrays, usable_bias, usable_scale
+from attn.common.maps import check_lse, check_places
+from attn.core.arguments import usable_scale
+from attn.neighborhood.arguments import check_arrays, usable_bias
 from kernels.neighborhood.pattern import PerAxis, make_pattern
 
 
-def probabilities(
+def neighborhood_maps(
     q: Float[Array, "B *S H D"],
     k: Float[Array, "B *S K D"],
     lse: Float[Array, "B *S H"],
@@ -47,24 +51,16 @@ def probabilities(
     )
     scale = usable_scale(scale, q.shape[-1])
     shape, rank = pattern.shape, len(pattern.shape)
-    if lse.shape != q.shape[:-1]:
-        raise ValueError(f"lse {tuple(lse.shape)}: must be {tuple(q.shape[:-1])}, one number for each query and head")
-    if queries.ndim != 2 or queries.shape[1] != rank or not jnp.issubdtype(queries.dtype, jnp.integer):
-        raise ValueError(
-            f"queries {queries.dtype}{list(queries.shape)}: must be integers [queries, {rank}], coordinates on the map"
-        )
-    if not isinstance(queries, jax.core.Tracer):
-        outside = ~((np.asarray(queries) >= 0) & (np.asarray(queries) < shape)).all(1)
-        if outside.any():
-            raise ValueError(f"query {np.asarray(queries)[outside][0].tolist()} is not on the map {shape}")
-
+    check_lse(lse, q.shape[:-1])
+    places = check_places(queries, shape)
     batch, kv_heads = q.shape[0], k.shape[-2]
-    places = tuple(jnp.asarray(queries).T)
-    chosen = q[:, *places].astype(jnp.float32).reshape(batch, len(queries), kv_heads, -1, q.shape[-1])
+    chosen = (
+        q[:, *places].astype(jnp.float32).reshape(batch, len(places[0]), kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
+    )
     totals = lse[:, *places]
 
     def logits(keys: Float[Array, "B *N K D"]) -> Float[Array, "B Q H *N"]:
-        flat = keys.astype(jnp.float32).reshape(batch, -1, *keys.shape[-2:])
+        flat = keys.astype(jnp.float32).reshape(batch, math.prod(keys.shape[1:-2]), *keys.shape[-2:])
         products = jnp.einsum("bqhgd,bnhd->bqhgn", chosen, flat, precision=jax.lax.Precision.HIGHEST)
         return scale * products.reshape(*totals.shape, *keys.shape[1:-2])
 
