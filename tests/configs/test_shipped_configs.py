@@ -116,6 +116,16 @@ def sets(tmp_path_factory):
     return folder
 
 
+TWINS = {
+    "vit_ti16_imagenet": "vit_s16_imagenet",
+    "vit_b16_imagenet": "vit_s16_imagenet",
+    "dinat_base_imagenet": "nat_tiny_imagenet",
+    "dinat_s_tiny_imagenet": "nat_tiny_imagenet",
+    "maxvit_xlarge_384_imagenet": "maxvit_tiny_384_imagenet",
+}
+"""Configurations of the same recipe for another variant: shrunk they would be the same run, so one of them runs."""
+
+
 def small(name, argument, sets, **more):
     path = f"{ROOT / 'configs' / name}.py" + (f":{argument}" if argument else "")
     size = next((options for pattern, options in SHRUNK.items() if re.match(pattern, name)), PLAIN)
@@ -146,7 +156,7 @@ def test_every_shipped_configuration_runs_and_together_they_read_every_key(sets,
         assert result["step"] == 2, name
         assert all(np.isfinite(row["loss"]) for row in tiny.rows(tmp_path / name)), name
 
-    for name, argument in runs():
+    for name, argument in (one for one in runs() if one[0] not in TWINS):
         pretrained = {"model.init_from": str(tmp_path / "vit_s16_imagenet")} if name == "finetune_folder" else {}
         if pretrained and not (tmp_path / "vit_s16_imagenet").exists():
             train(small("vit_s16_imagenet", "", sets), "vit_s16_imagenet")
@@ -163,6 +173,17 @@ def test_every_shipped_configuration_runs_and_together_they_read_every_key(sets,
     assert command.main([f"--config={ROOT / 'configs' / 'quickstart.py'}", "--dry_run", *values]) == 0
     assert unread(schema.READS) == []
     assert unread(schema.READS, {**FIELDS, "planted": schema.Field(0, "A key that nothing reads.")}) == ["planted"]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_differs_by_its_model_alone(name):
+    for argument in ARGUMENTS.get(name, ("",)):
+        suffix = f":{argument}" if argument else ""
+        own, other = (
+            schema.flat_values(configs.load(f"{ROOT / 'configs' / one}.py{suffix}", {})) for one in (name, TWINS[name])
+        )
+        different = {key for key in own.keys() | other.keys() if own.get(key) != other.get(key)}
+        assert different <= {"model.name", "model.drop_path", "model.options"}, different
 
 
 @pytest.mark.parametrize("name", SHIPPED)
