@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import simulated
 import tiny_models
-from flax import nnx
 
 import models
 from models.hosts import host
@@ -146,4 +145,3 @@ def test_dtype_none_and_integers():
     assert model(images("swin").astype(jnp.bfloat16)).dtype == jnp.float32
     with pytest.raises(ValueError, match="images are uint8"):
         model(np.zeros((1, 32, 32, 3), np.uint8))
-    assert nnx.state(model) is not None

@@ -4,6 +4,7 @@ Most of this is traced and not run: numbers come from one compiled function for 
 every mechanism, or says in one line why not, is in `test_options.py`; what ready taps do is in `test_taps.py`.
 """
 
+import dataclasses
 import functools
 import re
 from functools import partial
@@ -289,7 +290,9 @@ def test_what_the_declaration_says(name):
     assert not has.operator or callable(getattr(attn, has.operator))
     assert set(has.sites) <= set(models.SITES)
     assert set(has.masks) <= set(masks_of(1, 1))
-    assert entry.build(WIDTH, HEADS, **entry.for_grid(MAP), rngs=nnx.Rngs(0)).declaration is not None
+    # Of a class with several names all but the words are the same.
+    made = entry.build(WIDTH, HEADS, **entry.for_grid(MAP), rngs=nnx.Rngs(0)).declaration
+    assert dataclasses.replace(made, summary=has.summary, paper=has.paper) == has
 
 
 # --- by itself: what it costs -----------------------------------------------------------------------------------------
