@@ -2,12 +2,10 @@
 
 import json
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
+import commands
 import simulated
 import tiny
 
@@ -55,21 +53,11 @@ class Job:
     def __init__(self, *arguments, script="train.py", processes=1, devices=1, how=by_flags, own=None):
         port = free_port()
         environment = {k: v for k, v in simulated.environment(devices).items() if not k.startswith(SCHEDULERS)}
-        self.processes, self._said = [], []
+        self.processes = []
         for i in range(processes):
-            # Files, because a pipe could fill up while another one is read.
-            said = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - closed when they are read
-            self._said.append(said)
             flags, variables = how(port, processes, i) if processes > 1 else ([], {})
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, script, *arguments, *flags, *(own or {}).get(i, [])],
-                    cwd=ROOT,
-                    env=environment | variables,
-                    stdout=said[0],
-                    stderr=said[1],
-                )
-            )
+            command = [script, *arguments, *flags, *(own or {}).get(i, [])]
+            self.processes.append(commands.Child(command, environment | variables))
 
     def end(self, timeout=150):
         """Exit code, output and error output of every process; a run that hangs is killed, and fails."""
@@ -79,7 +67,7 @@ class Job:
         finally:
             for process in self.processes:
                 process.kill()
-        return [(code, *map(_content, said)) for code, said in zip(codes, self._said, strict=True)]
+        return [(code, *process.communicate()) for code, process in zip(codes, self.processes, strict=True)]
 
     def succeed(self):
         """Output of process 0 of a run that ends well; the others say nothing."""
@@ -97,12 +85,6 @@ class Job:
                 raise AssertionError(f"a process ended before the moment came: {self.end(10)}")
             time.sleep(0.002)
         self.processes[process].send_signal(number)
-
-
-def _content(file):
-    with file:
-        file.seek(0)
-        return file.read()
 
 
 def taken(workdir):

@@ -3,9 +3,6 @@ implementations have modules of their own."""
 
 import dataclasses
 import functools
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -466,15 +463,7 @@ def test_dropout_makes_no_map_of_all_pairs():
 @pytest.mark.multiprocess
 def test_devices_exchange_sums_of_tables_and_nothing_else():
     """On 2 x 2 x 2 devices: results of one, and no collective of queries, keys, values, outputs or their gradients."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/attention_mesh_job.py")],
-        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    found = simulated.run(8, ROOT / "tests" / "attention_mesh_job.py")
     undivided = "heads that are not divided"
     heads = {undivided: [6], f"dropped, {undivided}": [6], "mapped": [3, 2]}
     for case, result in found.items():

@@ -1,9 +1,6 @@
 """What every operator does alike: one line for what is wrong, derivatives, programs for any platform, maps, meshes."""
 
-import json
 import re
-import subprocess
-import sys
 from functools import cache, partial
 from pathlib import Path
 
@@ -379,15 +376,7 @@ def test_a_mask_that_may_mean_something_else_is_one_line(name, what):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_in_meshes_of_others_operators_run_or_say_why_not():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/operators_mesh_job.py")],
-        env=simulated.environment(4, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    found = simulated.run(4, ROOT / "tests" / "operators_mesh_job.py")
     assert found.keys() == CASES.keys()
     for name, result in found.items():
         assert result["inside"] < 1e-5, name

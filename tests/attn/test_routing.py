@@ -1,8 +1,5 @@
 """Bi-level routing attention as functions: values and gradients by the definition, ties, transformations, meshes."""
 
-import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -398,15 +395,7 @@ def test_vmap_is_a_loop(mapped, what):
 @pytest.mark.multiprocess
 def test_devices_exchange_nothing():
     """On 2 x 2 x 2 devices: results of one, and no collective at all."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/routing_mesh_job.py")],
-        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    found = simulated.run(8, ROOT / "tests" / "routing_mesh_job.py")
     for case, result in found.items():
         assert result["difference"] < 1e-5, case
         # A collective of the output is seen where there has to be one.

@@ -1,9 +1,6 @@
 """Classifiers of all families: logits of a bfloat16 model have the bits of float32, without a product of float32."""
 
-import json
 import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -177,15 +174,7 @@ def test_on_a_mesh_nothing_else_changes():
     """Where weights are gathered for their use: the numbers of one device, and constraints and barriers as those of a
     linear layer.
     """
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "classifier_mesh_job.py")],
-        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = simulated.run(8, ROOT / "tests" / "classifier_mesh_job.py")
     head, linear = found["Head"], found["Linear"]
     assert "fsdp" in head["kernel"]
     assert head["difference"] < 0.01

@@ -1,8 +1,6 @@
 """Model state besides parameters: through the step, accumulation, average, checkpoint, import, and over a mesh."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -117,8 +115,8 @@ def test_statistics_are_resumed_and_imported(tmp_path):
 
 SCRIPT = """
 import sys, json, pathlib
-sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/models"]
-import conftest, test_model_state, tiny
+sys.path[:0] = [{root!r} + "/tests/models"]
+import test_model_state, tiny
 from training.checkpoints import checkpoint
 from training.run import loop
 folder = pathlib.Path(sys.argv[1])
@@ -141,12 +139,7 @@ def test_a_mesh_of_eight_devices_takes_the_steps_of_one(tmp_path):
     runs = {}
     for number, mesh in ((1, "1,1,1"), (8, "2,2,2")):
         folder = tmp_path / str(number)
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), str(folder), mesh],
-            env=simulated.environment(number),
-            check=True,
-            timeout=300,
-        )
+        simulated.run(number, SCRIPT.format(root=str(ROOT)), folder, mesh)
         runs[number] = folder
     for name in ("normed", "vit"):
         one, eight = (checkpoint.restore_for_eval(runs[number] / name) for number in (1, 8))

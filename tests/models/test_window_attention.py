@@ -1,8 +1,5 @@
 """Attention within windows: against float64 in NumPy, what runs where, transformations, meshes, kernels."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -255,15 +252,7 @@ def test_windows_of_a_batch_compile_without_a_copy(chip):
 @pytest.mark.multiprocess
 def test_devices_exchange_the_gradient_of_the_bias_and_nothing_else():
     """On 2 x 2 x 2 devices: the results of one."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/window_mesh_job.py")],
-        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for kind, result in json.loads(done.stdout).items():
+    for kind, result in simulated.run(8, ROOT / "tests" / "window_mesh_job.py").items():
         assert result["difference"] < 1e-5, kind
         # The whole table, once, however many parts a shift cuts the map into.
         assert result["exchanged"] == [["all-reduce", [2, 5, 7]]], kind

@@ -105,8 +105,7 @@ checkpointer.close()
 
 @pytest.mark.multiprocess
 def test_another_mesh(tmp_path):
-    command = [sys.executable, "-c", OTHER_MESH, str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, env=simulated.environment(4), check=True)
+    simulated.run(4, OTHER_MESH, tmp_path)
 
 
 TWO_PROCESSES = """

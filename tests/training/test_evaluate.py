@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -125,8 +123,7 @@ def test_a_checkpoint_is_evaluated_without_its_workdir_and_writes_nothing(workdi
 
 @pytest.mark.slow
 def test_four_devices_give_the_same_results(workdir, tmp_path):
-    arguments = [sys.executable, "eval.py", f"--workdir={workdir}", f"--output={tmp_path}", "--config.mesh.fsdp=2"]
-    subprocess.run(arguments, cwd=ROOT, env=simulated.environment(4), check=True, capture_output=True)
+    simulated.run(4, "eval.py", f"--workdir={workdir}", f"--output={tmp_path}", "--config.mesh.fsdp=2")
     one = model_of(workdir)
     expected = one.evaluate(evaluate.open_sets(one.config)["test"])
     found = json.loads((tmp_path / "test.json").read_text())["results"]

@@ -1,8 +1,5 @@
 """Where arrays live on a mesh: rules by layer, rows of processes, the same numbers on eight devices as on one."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,8 +118,8 @@ def test_what_does_not_fit_the_devices_is_one_line(settings, message):
 
 NUMBERS = """
 import json, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/training"]
-import conftest, re
+sys.path[:0] = [{root!r} + "/tests/training"]
+import re
 import jax, jax.numpy as jnp, numpy as np
 from types import SimpleNamespace
 import models, test_mesh
@@ -168,12 +165,7 @@ def test_eight_devices_compute_what_one_does():
 
     Without the constraints of the layers the compiler gathers activations, which shows that the test would see it.
     """
-    script = NUMBERS.format(root=str(ROOT))
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=simulated.environment(8), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    for kind, result in json.loads(done.stdout).items():
+    for kind, result in simulated.run(8, NUMBERS.format(root=str(ROOT))).items():
         assert result["difference"] < 1e-5, kind
         parameters = {size // part for size in result["sizes"] for part in (1, 2)}  # whole, or one half over `tensor`
         assert set(result["constrained"]) <= parameters, kind

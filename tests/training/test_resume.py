@@ -8,12 +8,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 
@@ -31,7 +30,6 @@ class Command:
 
     def __init__(self, cache: Path):
         self.arguments = [
-            sys.executable,
             "train.py",
             "--config=configs/vit_digits.py",
             f"--config.log.cache_directory={cache}",
@@ -48,14 +46,8 @@ class Command:
             "--config.model.options.mlp_width=64",
         ]
 
-    def start(self, workdir: Path, *more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*self.arguments, f"--workdir={workdir}", *more],
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    def start(self, workdir: Path, *more: str) -> commands.Child:
+        return commands.Child([*self.arguments, f"--workdir={workdir}", *more])
 
     def run(self, workdir: Path, *more: str, code: int = 0) -> tuple[str, str]:
         """Output and error output of a run that ends by itself."""
