@@ -6,11 +6,8 @@ checked of every registered variant, as shapes, is in `test_contract_variants.py
 
 import dataclasses
 import functools
-import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -168,38 +165,33 @@ def test_pyramid(family):
     # Class attention comes behind the stages, where a model has it.
     assert inside or any(name.startswith("class_blocks.") for name in layers(ran.found))
     for name in inside:
-        np.testing.assert_array_equal(ran.found[name].reshape(maps[-1].shape), maps[-1])
-
-
-@families
-def test_it_is_exported_for_any_batch(family):
-    """One program whose batch is no number, traced for every platform."""
-    (batch,) = jax.export.symbolic_shape("batch")
-    graph, params, state = models.split(tiny_models.abstract(family))
-    run = jax.jit(lambda params, state, images: models.merge(graph, params, state)(images))
-    images = jax.ShapeDtypeStruct((batch, side(family), side(family), 3), jnp.float32)
-    exported = jax.export.export(run, platforms=["cpu", "tpu"])(params, state, images)
-    assert [value.shape for value in exported.out_avals] == [(batch, CLASSES)]
+        close(ran.found[name].reshape(maps[-1].shape), maps[-1], 1e-6)  # computed twice where a compiler prefers that
 
 
 @families
 def test_evaluation_repeats_and_is_compiled_once_for_a_shape(family):
-    """Twice the same numbers from one trace; a wide image, which is a second one."""
+    """Twice the same numbers from one trace."""
     ran = evaluation(family)
     again, recorded = ran.run(ran.images)
     jax.tree.map(np.testing.assert_array_equal, recorded, ran.recorded)
     for name, value in ran.found.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
-    wide, _ = ran.run(tiny_models.images(side(family), 2 * side(family)))
-    ran.run(tiny_models.images(side(family), 2 * side(family)) + 1)
-    assert [shape[1:3] for shape in ran.traced] == [(side(family),) * 2, (side(family), 2 * side(family))]
-    assert wide["logits"].shape == (2, CLASSES)
-    for name in (name for name in wide if re.fullmatch(r"stages\.\d+", name)):
-        rows, columns = wide[name].shape[1:3]
+    ran.run(ran.images + 1)
+    assert [shape[1:3] for shape in ran.traced] == [(side(family),) * 2]
+
+
+@families
+def test_a_wide_image_has_wide_maps(family):
+    """Of an image twice as wide each map of a stage is."""
+    ran = evaluation(family)
+    graph, params, state = models.split(ran.model)
+    wide = tiny_models.images(side(family), 2 * side(family))
+    found = jax.eval_shape(lambda p, s, x: models.merge(graph, p, s).features(x), params, state, wide)
+    assert found["logits"].shape == (2, CLASSES)
+    for name in (name for name in found if re.fullmatch(r"stages\.\d+", name)):
+        rows, columns = found[name].shape[1:3]
         assert columns == 2 * rows, name
-        assert wide[name].shape[1] == ran.found[name].shape[1]
-    # Twice as many places, and not the same image beside itself.
-    assert not np.allclose(wide["logits"], ran.found["logits"], atol=1e-4)
+        assert rows == ran.found[name].shape[1]
 
 
 @families
@@ -304,20 +296,12 @@ def test_scanned_equals_unrolled(family):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@families
+@pytest.mark.parametrize("family", ["halonet", "volo"])
 def test_batch_statistics_are_those_of_the_global_batch(family):
-    """Loss and statistics of a train step on eight devices, an example on each, are those of one."""
-    if not models.split(tiny_models.abstract(family))[2]:
-        pytest.skip("no batch statistics")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "contract_mesh_job.py"), family],
-        env=simulated.environment(8, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    differences = json.loads(done.stdout)
+    """Loss and statistics of a train step on eight devices, an example on each, are those of one: in blocks and in a
+    stem. All families have the one layer that takes them.
+    """
+    differences = simulated.run(8, ROOT / "tests" / "contract_mesh_job.py", family)
     assert differences["devices"] == 8
     assert differences["loss"] < 1e-5
     assert differences["statistics"] < 1e-5
@@ -388,8 +372,11 @@ def test_weights_come_back_from_a_file(family, tmp_path):
 @pytest.mark.slow
 @pytest.mark.plan
 @needs_compiler
-@pytest.mark.parametrize("family", ["nat", "swin", "volo", "biformer"])
-def test_a_train_step_is_planned_for_a_tpu(family):
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [("nat", {}), ("swin", {}), ("volo", {"downsamples": (False,), "position_stage": 0}), ("biformer", {})],
+)
+def test_a_train_step_is_planned_for_a_tpu(family, more):
     """The whole step of the loop, in bfloat16 on four chips that share the parameters; of each kernel one family. That
     every family lowers for TPUs is in `test_calls.py`.
     """
@@ -397,9 +384,11 @@ def test_a_train_step_is_planned_for_a_tpu(family):
 
     name, options = tiny_models.TINY[family]
     own = {key: value for key, value in options.items() if key not in ("image_size", "attention_options")}
+    # The first stage alone: kernels take longest to compile.
+    own = {key: value[:1] if isinstance(value, tuple) and len(value) == 2 else value for key, value in own.items()}
     config = tiny.config(
         model__name=name,
-        model__options=own,
+        model__options=own | more,
         model__drop_path=0.1,
         data__name=f"synthetic:classes=5,examples=64,size={side(family)}",
         data__image_size=side(family),

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 from jax.sharding import AbstractMesh
+from shapes import count, full_size
 
 import models
 from benchmarks import timm_models, zoo
 from models.core import sharding
 from models.core.published import PUBLISHED, tolerance
-from models.core.registry import image_size
+from models.core.registry import _lookup, image_size
 from models.core.summary import summarize
 from models.weights.family import family_of
 from training.distributed import mesh
@@ -29,16 +29,6 @@ GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"
 NAMES = models.names()
 PAGE = zoo.rows_of(zoo.PAGE.read_text())
 variants = pytest.mark.parametrize("name", NAMES)
-
-
-@functools.cache
-def abstract(name):
-    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0)))
-
-
-def parameters(name, **options):
-    model = nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **options)) if options else abstract(name)
-    return sum(math.prod(value.shape) for value in models.split(model)[1].values())
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
@@ -62,21 +52,35 @@ def official_name(name):
     return next((key for key in keys if key in official()), None)
 
 
+@functools.cache
+def documented():
+    """Parameters by variant, as the tables of docs/families have them."""
+    rows = re.compile(r"^\| `(\w+)` \|.*?\| (\d{1,3}(?: \d{3})+) \|", re.MULTILINE)
+    pages = (page.read_text() for page in sorted((ROOT / "docs" / "families").glob("*.md")))
+    return {name: int(figure.replace(" ", "")) for page in pages for name, figure in rows.findall(page)}
+
+
+def test_families_document_their_variants():
+    assert documented().keys() <= set(NAMES)
+    kinds = {_lookup(name)[0].__name__ for name in set(NAMES) - documented().keys()}
+    assert kinds <= {"VisionTransformer"}, "all but these have a table of their variants"
+
+
 @variants
 def test_parameters(name):
-    """Those of the official model; 2% or half a unit of the last digit of what is printed."""
-    count = parameters(name)
-    assert count > 0
+    """Those of the official model and of the family's page; 2% or half a unit of the last digit of what is printed."""
+    found = count(full_size(name))
+    assert found == documented().get(name, found)
     printed = PUBLISHED[name].parameters if name in PUBLISHED else None
     if printed:
-        assert abs(count / 1e6 - float(printed)) <= tolerance(printed)
+        assert abs(found / 1e6 - float(printed)) <= tolerance(printed)
     if not official():
         pytest.skip(f"no reference data: {GOLDEN_DIR.parent}/params.json does not exist (set GOLDEN_DIR)")
     if key := official_name(name):
         # The positions of some are for another size of images than here.
         size = re.search(r"_(\d{3})(\(|$)", key)
         options = {"image_size": int(size[1])} if size and int(size[1]) != image_size(name) else {}
-        assert parameters(name, **options) == official()[key], key
+        assert count(full_size(name, **options)) == official()[key], key
 
 
 def test_the_official_counts_are_found():
@@ -99,10 +103,10 @@ def test_multiply_adds(name):
     to a part of the model.
     """
     side, published = image_size(name), PUBLISHED.get(name)
-    summary = summarize(abstract(name), (1, side, side, 3), activations=False)
+    summary = summarize(full_size(name), (1, side, side, 3), activations=False)
     stray = summary.rows.get("(other)")
     assert stray is None or stray.multiply_adds == 0
-    assert summary.total.parameters == parameters(name)
+    assert summary.total.parameters == count(full_size(name))
     if published and published.multiply_adds:
         assert published.image_size == side
         printed = published.multiply_adds
@@ -115,8 +119,8 @@ def test_multiply_adds(name):
 def test_figures_are_published_of_models_that_are_there():
     assert PUBLISHED.keys() <= set(NAMES)
     assert all(one.source for one in PUBLISHED.values())
-    silent = {family_of(abstract(name)).name for name in NAMES} - {
-        family_of(abstract(name)).name for name, one in PUBLISHED.items() if one.top1
+    silent = {family_of(full_size(name)).name for name in NAMES} - {
+        family_of(full_size(name)).name for name, one in PUBLISHED.items() if one.top1
     }
     assert not silent, "families of which nothing is published"
 
@@ -127,7 +131,7 @@ def test_figures_are_published_of_models_that_are_there():
 @variants
 def test_every_parameter_says_how_it_is_split(name):
     """On 4 x 2 devices: axes that are divided evenly, every kernel over fsdp, and little that is whole everywhere."""
-    model = abstract(name)
+    model = full_size(name)
     rules, params = sharding.rules(model), models.split(model)[1]
     assert rules.keys() <= params.keys()
     assert any(key.endswith("kernel") for key in rules), "no pair of layers shares its work over tensor"
@@ -146,14 +150,14 @@ def test_every_parameter_says_how_it_is_split(name):
             assert "fsdp" in specs[key], key
         if "fsdp" not in specs[key]:
             whole[key] = math.prod(value.shape)
-    share = sum(whole.values()) / parameters(name)
+    share = sum(whole.values()) / count(full_size(name))
     assert share < 0.03 or name.startswith("vit_mu"), sorted(whole, key=whole.get)[-3:]
 
 
 @variants
 def test_every_parameter_has_a_layer(name):
     """For layer-wise decay: from the embedding, 0, to what follows the blocks, and none is left out."""
-    model = abstract(name)
+    model = full_size(name)
     params = models.split(model)[1]
     unrolled = [one for key, value in params.items() for one in models.unrolled_names(key, *value.shape[:1])]
     layers = {model.layer_id(key) for key in unrolled}
@@ -162,5 +166,5 @@ def test_every_parameter_has_a_layer(name):
 
 def test_dtype_of_the_computation_is_no_dtype_of_parameters():
     for name in ("vit_ti16", "nat_mini"):
-        model = nnx.eval_shape(lambda name=name: models.create(name, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-        assert {value.dtype for value in models.split(model)[1].values()} == {jnp.dtype("float32")}
+        _, params, _ = models.split(full_size(name, dtype=jnp.bfloat16))
+        assert {value.dtype for value in params.values()} == {jnp.dtype("float32")}

@@ -87,12 +87,14 @@ def test_integers_are_refused_at_once_and_numbers_of_any_float_are_not(family):
     graph, params, state = models.split(model)
     run = jax.jit(lambda p, s, x: models.merge(graph, p, s).features(x))
     normal = pixels / 255 - 0.5
-    expected = run(params, state, jnp.asarray(normal, jnp.bfloat16).astype(jnp.float32))
-    found = run(params, state, jnp.asarray(normal, jnp.bfloat16))
+    found = run.eval_shape(params, state, jnp.asarray(normal, jnp.bfloat16))
     # A model in float32 computes in it, whatever its images are.
     assert found["tokens"].dtype == found["embedded"].dtype == jnp.float32
-    np.testing.assert_array_equal(found["logits"], expected["logits"])
-    assert run(params, state, normal)["logits"].dtype == jnp.float32
+    assert run.eval_shape(params, state, normal)["logits"].dtype == jnp.float32
+    if family == "vit":
+        expected = run(params, state, jnp.asarray(normal, jnp.bfloat16).astype(jnp.float32))
+        found = run(params, state, jnp.asarray(normal, jnp.bfloat16))
+        np.testing.assert_array_equal(found["logits"], expected["logits"])
 
 
 @families
@@ -100,7 +102,8 @@ def test_an_empty_batch_has_empty_results(family):
     model = tiny_models.create(family)
     graph, params, state = models.split(model)
     run = jax.jit(lambda p, s, x: models.merge(graph, p, s).features(x, layers=(-1,)))
-    found, one = (run(params, state, tiny_models.images(side(family), side(family), batch=n)) for n in (0, 1))
+    found = run(params, state, tiny_models.images(side(family), side(family), batch=0))
+    one = run.eval_shape(params, state, tiny_models.images(side(family), side(family), batch=1))
     assert found.keys() == one.keys()
     for name, value in found.items():
         assert value.shape == (0, *one[name].shape[1:]), name

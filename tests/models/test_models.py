@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.special
 from flax import nnx
+from shapes import count, full_size
 
 import models
 from attn import Grid
@@ -65,11 +66,6 @@ def images():
     return jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
 
 
-def parameters(name, **overrides):
-    model = nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **overrides))
-    return sum(int(np.prod(value.shape)) for value in models.split(model)[1].values())
-
-
 # --- names and sizes --------------------------------------------------------------------------------------------------
 
 PUBLISHED = {
@@ -93,7 +89,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "overrides"), PUBLISHED, ids=lambda value: value if isinstance(value, str) else "")
 def test_published_parameter_counts(name, overrides):
-    assert parameters(name, **dict(overrides)) == PUBLISHED[name, overrides]
+    assert count(full_size(name, **dict(overrides))) == PUBLISHED[name, overrides]
 
 
 SIZES = {
@@ -135,16 +131,16 @@ def test_every_published_variant_has_its_count():
     if not path.is_file():
         pytest.skip(f"no reference data: {path} does not exist (set GOLDEN_DIR)")
     counts = {
-        name.removeprefix("timm/"): count
-        for name, count in json.loads(path.read_text()).items()
+        name.removeprefix("timm/"): expected
+        for name, expected in json.loads(path.read_text()).items()
         if re.match("timm/(vit|deit)", name)
     }
     assert len(counts) > 90
     wrong = {}
-    for reference, count in counts.items():
+    for reference, expected in counts.items():
         name, overrides = ours(reference)
-        if (found := parameters(name, **overrides)) != count:
-            wrong[reference] = (name, overrides, found, count)
+        if (found := count(full_size(name, **overrides))) != expected:
+            wrong[reference] = (name, overrides, found, expected)
     assert not wrong
 
 

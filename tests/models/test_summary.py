@@ -4,13 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from shapes import full_size
 
-import models
 from models.core.summary import summarize
-
-
-def abstract(name, **overrides):
-    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **overrides))
 
 
 @pytest.mark.parametrize(
@@ -18,13 +14,13 @@ def abstract(name, **overrides):
     [("vit_ti16", 224, 1.25), ("vit_s16", 224, 4.60), ("vit_b16", 224, 17.56), ("vit_g14", 224, 267.0)],
 )
 def test_published_multiply_adds(name, image_size, giga):
-    summary = summarize(abstract(name), (1, image_size, image_size, 3))
+    summary = summarize(full_size(name), (1, image_size, image_size, 3))
     assert summary.total.multiply_adds == pytest.approx(giga * 1e9, rel=0.01)
 
 
 def test_rows_by_formula():
     tokens, width, hidden, patches = 197, 384, 1536, 196
-    summary = summarize(abstract("vit_s16", num_classes=10), (4, 224, 224, 3))
+    summary = summarize(full_size("vit_s16", num_classes=10), (4, 224, 224, 3))
     block = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
     assert summary.rows["blocks.7"].multiply_adds == 4 * block
     assert summary.rows["patch_embed"].multiply_adds == 4 * patches * width * 3 * 16**2
@@ -37,7 +33,7 @@ def test_rows_by_formula():
 @pytest.mark.parametrize("block", ["pre_norm", "two_branch"])
 def test_twins_cost_the_same(remat, block):
     scanned, unrolled = (
-        summarize(abstract("vit_ti16", depth=3, block=block, remat=remat, scan=scan), (2, 64, 64, 3))
+        summarize(full_size("vit_ti16", depth=3, block=block, remat=remat, scan=scan), (2, 64, 64, 3))
         for scan in (True, False)
     )
     assert scanned.total == unrolled.total
@@ -51,7 +47,7 @@ def test_twins_cost_the_same(remat, block):
 
 def test_activation_bytes_know_rematerialization_and_dtype():
     sizes = [
-        summarize(abstract("vit_ti16", **options), (256, 64, 64, 3)).rows["blocks.5"].activation_bytes
+        summarize(full_size("vit_ti16", **options), (256, 64, 64, 3)).rows["blocks.5"].activation_bytes
         for options in ({}, {"dtype": jnp.bfloat16}, {"remat": "attention"}, {"remat": "full"})
     ]
     full, half, attention, inputs = sizes
@@ -61,7 +57,7 @@ def test_activation_bytes_know_rematerialization_and_dtype():
 
 
 def test_table_folds_equal_layers():
-    text = str(summarize(abstract("vit_ti16"), (1, 224, 224, 3)))
+    text = str(summarize(full_size("vit_ti16"), (1, 224, 224, 3)))
     assert "blocks.[0:12] (each)" in text
     assert "blocks.3" not in text
     assert "5,717,416" in text
