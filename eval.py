@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"--{name}: what a --checkpoint makes needs --output=FOLDER")
     if options.generate is not None and options.generate < 1:
         raise ValueError(f"--generate={options.generate}: takes a number of examples, at least 1")
-    launch = command.start_jax("", options)
+    given = {f"--{name}": getattr(options, name) for name in ("step", "weights", "predict", "generate")}
+    given |= {"--config": path, **{f"config.{key}": value for key, value in overrides.items()}}
+    launch = command.start_jax("", options, given)
     if options.export and launch.processes > 1:
         raise ValueError("--export: is for one process")
     from models.weights import files  # after start_jax, which sets what JAX reads once

@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> int:
 
         plan_report.command(config, topology, batches=not options.no_batch_search)
         return 0
-    launch = command.start_jax(config.log.cache_directory, options)
+    given = {f"config.{key}": value for key, value in configs.flat_values(config).items()}
+    launch = command.start_jax(config.log.cache_directory, options, given)
     from training.run import loop  # after start_jax, which sets what JAX reads once
 
     if options.dry_run and launch.processes > 1:

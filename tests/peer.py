@@ -1,6 +1,9 @@
-"""One process of a lifeline, driven by lines on stdin: `peer.py ADDRESS PROCESSES PROCESS TIMEOUT LOST_AFTER`."""
+"""One process of a lifeline, driven by lines on stdin: `peer.py ADDRESS PROCESSES PROCESS TIMEOUT LOST_AFTER [FACTS]`;
+FACTS is JSON.
+"""
 
 import asyncio
+import json
 import random
 import signal
 import socket
@@ -27,8 +30,9 @@ def serve_echo(port):
     asyncio.run(serve())
 
 
-def main(address, processes, process, timeout, lost_after):
-    lifeline = Lifeline(Launch(address, int(processes), int(process), "a test"), float(lost_after))
+def main(address, processes, process, timeout, lost_after, facts="{}"):
+    launch = Launch(address, int(processes), int(process), "a test")
+    lifeline = Lifeline(launch, float(lost_after), json.loads(facts))
     try:
         service = lifeline.open(float(timeout))
     except (OSError, ValueError) as error:

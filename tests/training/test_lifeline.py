@@ -1,6 +1,8 @@
 """Processes that meet, lose each other and agree to stop, without JAX: real ones, on the loopback device."""
 
+import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from training.distributed import facts
+from training.distributed.facts import difference
+
 pytestmark = pytest.mark.multiprocess
 
+ROOT = Path(__file__).resolve().parents[2]
 PEER = Path(__file__).resolve().parents[1] / "peer.py"
 AGAIN = "start the same command again, with fewer processes if need be: it continues from the newest checkpoint"
 
@@ -23,8 +29,9 @@ def free_port():
 
 
 class Peer:
-    def __init__(self, port, processes, process, timeout=20.0, lost_after=20.0):
-        arguments = map(str, (f"127.0.0.1:{port}", processes, process, timeout, lost_after))
+    def __init__(self, port, processes, process, timeout=20.0, lost_after=20.0, facts=()):
+        facts = json.dumps(dict(facts))
+        arguments = map(str, (f"127.0.0.1:{port}", processes, process, timeout, lost_after, facts))
         self.process = subprocess.Popen(
             [sys.executable, str(PEER), *arguments],
             stdin=subprocess.PIPE,
@@ -192,6 +199,48 @@ def test_processes_that_disagree_are_refused_and_the_others_wait(start):
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert stranger.recv(100) == b""
     met([first, second, *start(3, which=[2], port=port)])
+
+
+def test_one_that_has_other_facts_ends_all(start):
+    """Those who came before it and those who come after it hear of it too."""
+    port = free_port()
+    facts = {"the code": "a", "config.seed": "0", "the version of jax": "1"}
+    peers = start(4, which=(0, 1), port=port, facts=facts)
+    time.sleep(0.5)
+    peers += start(4, which=(2,), port=port, facts={**facts, "the code": "b", "config.seed": "1"})
+    for peer in peers:
+        code, said = peer.end()
+        assert code == 2
+        assert re.fullmatch(
+            r"(Value|OS)Error: process 2 of 4 on \S+ differs from process 0: the code is b for a; config.seed is 1 "
+            r"for 0; start all processes with the same command, code and packages",
+            said,
+        )
+
+
+def test_a_difference_is_short():
+    own = {f"config.{number}": "x" for number in range(9)}
+    its = {**own, **{f"config.{number}": "y" for number in range(5)}, "config.more": "z"}
+    assert difference("it", own, own) == ""
+    assert difference("it", its, own).startswith(
+        "it differs from process 0: config.0 is y for x; config.1 is y for x; config.2 is y for x and 3 more; start"
+    )
+
+
+def test_facts_are_the_code_the_packages_and_what_was_given(tmp_path, monkeypatch):
+    found = facts.facts({"config.model.name": "vit_ti16", "config.data.directory": "/here", "config.x": "y" * 1000})
+    assert found["config.model.name"] == "vit_ti16"
+    assert "config.data.directory" not in found
+    assert len(found["config.x"]) < 150
+    assert found["config.x"] != facts.facts({"config.x": "y" * 1001})["config.x"]
+    assert {"the version of jax", "the version of python"} <= found.keys()
+    assert set(facts.FOLDERS) == {folder.parent.name for folder in ROOT.glob("*/__init__.py")} - {"benchmarks"}
+    for folder in facts.FOLDERS:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(facts, "__file__", str(tmp_path / "training/distributed/facts.py"))
+    assert facts.code()[:8] == found["the code"][:8]
+    (tmp_path / "attn" / "__init__.py").write_text("")
+    assert facts.code()[:8] != found["the code"][:8]
 
 
 def test_one_that_left_before_the_start_may_come_again(start):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -171,11 +172,36 @@ def test_two_processes_evaluate_what_one_trained(one, tmp_path):
 
 
 def test_a_failure_of_one_process_is_told_to_the_others(tmp_path):
-    own = {1: ["--config.data.name=folder:/no/such/folder"]}
-    (first, _, told), (second, _, errors) = Job(*CONFIG, f"--workdir={tmp_path}", processes=2, own=own).end()
+    job = Job("data", *CONFIG, f"--workdir={tmp_path}", processes=2, script="tests/faulty_train.py")
+    (first, _, told), (second, _, errors) = job.end()
     assert (first, second) == (2, 2)
     assert re.fullmatch(r"error: .*/no/such/folder.*\n", errors)
     assert re.fullmatch(r"process 1 of 2 on \S+ ended: " + re.escape(errors), told)
+
+
+def test_processes_with_other_configurations_are_refused_at_once(tmp_path):
+    """By a line that says what differs; where a machine has its data is its own affair."""
+    own = {1: ["--config.optim.learning_rate=1e-4", "--config.seed=3", "--config.data.directory=/elsewhere"]}
+    begin = time.monotonic()
+    ended = Job(*CONFIG, f"--workdir={tmp_path / 'run'}", processes=2, own=own).end()
+    line = (
+        r"error: process 1 of 2 on \S+ differs from process 0: config.seed is 3 for 0; config.optim.learning_rate is "
+        r"0.0001 for 0.\d+; start all processes with the same command, code and packages\n"
+    )
+    for code, said, errors in ended:
+        assert (code, said) == (2, "")
+        assert re.fullmatch(line, errors), errors
+    assert not (tmp_path / "run").exists()
+    assert time.monotonic() - begin < 30
+
+
+def test_evaluations_of_different_sets_are_refused_at_once(one, tmp_path):
+    own = {i: [f"--config.data.eval_split=test[:{20 + i}]"] for i in range(2)}
+    flags = [f"--workdir={one}", f"--output={tmp_path / 'eval'}"]
+    for code, _, errors in Job(*flags, script="eval.py", processes=2, own=own).end():
+        assert code == 2
+        assert re.search(r"differs from process 0: config.data.eval_split is test\[:21\] for test\[:20\]; ", errors)
+    assert not (tmp_path / "eval").exists()
 
 
 def test_a_workdir_that_only_one_process_sees_is_refused(tmp_path):

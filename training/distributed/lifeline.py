@@ -19,9 +19,10 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, NoReturn
 
+from training.distributed.facts import difference
 from training.distributed.launch import Launch
 
 LOST_CODE = 75  # as after SIGTERM: the same command continues the run
@@ -38,10 +39,11 @@ class Lifeline:
       launch: who this process is.
       lost_after: seconds without a sign of life after which a process is lost. One that dies is noticed at once; this
         is for machines that vanish from the network.
+      facts: what all processes have to have in common, by name.
     """
 
-    def __init__(self, launch: Launch, lost_after: float):
-        self.launch, self.lost_after = launch, lost_after
+    def __init__(self, launch: Launch, lost_after: float, facts: Mapping[str, str] | None = None):
+        self.launch, self.lost_after, self.facts = launch, lost_after, dict(facts or {})
         host, port = launch.address.rsplit(":", 1)
         self._host = host.strip("[]")  # of an IPv6 address
         self._port = int(port)
@@ -49,6 +51,7 @@ class Lifeline:
         self._service_port = 0  # of JAX's service in process 0
         self._begun, self._all_done = asyncio.Event(), asyncio.Event()
         self._ending = False  # somebody failed or was lost
+        self._difference = ""  # between a process and this one, before the run begins
         self._stop = _Stop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -61,7 +64,7 @@ class Lifeline:
 
         Raises:
           OSError: some did not come, or process 0 cannot be reached, within `timeout` seconds.
-          ValueError: the processes disagree on who they are.
+          ValueError: the processes disagree on who they are, or differ in what they have to have in common.
         """
         return self._run(self._gather(timeout) if self.launch.process == 0 else self._join(timeout))
 
@@ -115,6 +118,9 @@ class Lifeline:
             )
             await self._tell_all(text, 2)
             raise OSError(text) from None
+        if self._difference:
+            await self._tell_all(self._difference, 2)
+            raise ValueError(self._difference)
         for peer in self._peers.values():
             peer.send(ready=True)
         self._start(self._beat())
@@ -131,6 +137,13 @@ class Lifeline:
             if refusal := self._refusal(peer.process, hello["processes"]):
                 peer.send(refused=refusal)
                 await writer.drain()
+                return
+            if text := difference(self._name(peer), hello["facts"], self.facts):
+                # Unlike a stranger, who is sent away, it belongs to the run: nobody else will come in its place.
+                peer.send(refused=text)
+                await writer.drain()
+                self._difference = text
+                self._begun.set()
                 return
             self._peers[peer.process] = peer
             if len(self._peers) == self.launch.processes - 1:
@@ -155,8 +168,8 @@ class Lifeline:
 
     async def _join(self, timeout: float) -> str:
         coordinator = _Peer(0, self._host, *await self._connect(timeout))
-        name = socket.gethostname()
-        coordinator.send(wants="life", process=self.launch.process, processes=self.launch.processes, host=name)
+        name, (own, all_of_them) = socket.gethostname(), (self.launch.process, self.launch.processes)
+        coordinator.send(wants="life", process=own, processes=all_of_them, host=name, facts=self.facts)
         # Process 0 began to wait before it could be reached, so it gives up before this.
         try:
             message = await asyncio.wait_for(coordinator.receive(), timeout + FAREWELL_SECONDS) or {}

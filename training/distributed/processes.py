@@ -10,8 +10,9 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,14 +47,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag, type=float, default=usual, metavar="S", help=f"{meaning}; default: {usual:g}")
 
 
-def start(options: argparse.Namespace) -> Launch:
+def start(options: argparse.Namespace, given: Mapping[str, Any] | None = None) -> Launch:
     """Connects this process with the others of its run, before JAX touches a device; a single one starts nothing.
 
     Args:
       options: the flags of `add_flags`.
+      given: what the command was given, by name: all processes have to have the same.
 
     Raises:
-      ValueError: flags or variables make no sense, or the processes disagree on them.
+      ValueError: flags or variables make no sense, or the processes disagree on them, on what they were given, or on
+        the code and the packages that they run.
       OSError: the processes did not find each other in time.
     """
     global _launch, _lifeline
@@ -66,6 +69,7 @@ def start(options: argparse.Namespace) -> Launch:
         return launch
     import jax
 
+    from training.distributed.facts import facts
     from training.distributed.lifeline import Lifeline
 
     # JAX talks to the loopback device, and gRPC would ask a proxy for it.
@@ -74,7 +78,7 @@ def start(options: argparse.Namespace) -> Launch:
     # It would take SIGTERM away from `training.distributed.preemption`, which agrees with the other processes by the
     # lifeline.
     jax.config.update("jax_enable_preemption_service", False)
-    lifeline = Lifeline(launch, options.lost_after)
+    lifeline = Lifeline(launch, options.lost_after, facts(given or {}))
     jax.distributed.initialize(
         lifeline.open(options.start_timeout),
         launch.processes,

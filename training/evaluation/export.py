@@ -13,8 +13,8 @@ import numpy as np
 
 import models
 from models.core.export import export_inference
-from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint_layout import params_sha256
+from training.distributed import facts
 from training.evaluation import results
 from training.evaluation.trained import Trained
 from training.run import feeding
@@ -72,7 +72,7 @@ def _about(trained: Trained, shape: tuple[int, ...]) -> dict[str, Any]:
         "step": trained.step,
         "weights": trained.weights,
         "params_sha256": params_sha256(trained.params),
-        "versions": checkpoint.versions(),
+        "versions": facts.versions(),
         "input": {
             "shape": [None, *shape],
             "axes": "batch, height, width, channels",

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,12 +51,15 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def start_jax(cache_directory: str, options: argparse.Namespace | None = None) -> launch.Launch:
+def start_jax(
+    cache_directory: str, options: argparse.Namespace | None = None, given: Mapping[str, Any] | None = None
+) -> launch.Launch:
     """Sets up JAX before its first use: the other processes of the run, a persistent compilation cache, and no chatter
     from libraries.
 
     Args:
       options: the flags of `processes.add_flags`, for the first call of a command.
+      given: what the command was given, by name, on which several processes have to agree.
 
     Returns:
       Who this process is.
@@ -72,7 +75,7 @@ def start_jax(cache_directory: str, options: argparse.Namespace | None = None) -
         logging.getLogger(name).setLevel(logging.ERROR)
     started = launch.Launch()
     if options is not None:
-        started = processes.start(options)
+        started = processes.start(options, given)
         if started.processes > 1:
             _keep_quiet(started)
     if cache_directory:

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 
 import configs
 import models
-from training.checkpoints import checkpoint
+from training.distributed import facts
 from training.run.run import Run
-
-
-@functools.cache
-def commit() -> str:
-    """The commit of this checkout, with `+changes` where files differ from it; empty outside of git."""
-
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).resolve().parent
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return ""
-        return done.stdout.strip()
-
-    head = git("rev-parse", "HEAD")
-    return head + ("+changes" if head and git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def metadata(run: Run, step: int) -> dict[str, Any]:
@@ -43,8 +22,8 @@ def metadata(run: Run, step: int) -> dict[str, Any]:
         "config_hash": configs.digest(run.config),
         "data": {"position": step * run.config.data.batch_size, "seed": run.config.seed},
         "info": dataclasses.asdict(run.source.info),
-        "versions": checkpoint.versions(),
-        "commit": commit(),
+        "versions": facts.versions(),
+        "commit": facts.commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -12,7 +12,8 @@ import numpy as np
 
 import configs
 from training.checkpoints import checkpoint
-from training.run import evaluate, provenance
+from training.distributed import facts
+from training.run import evaluate
 from training.run import workdir as workdirs
 from training.run.run import Run
 
@@ -31,19 +32,21 @@ def make(
     totals: Mapping[str, float],
 ) -> dict[str, Any]:
     """Gathers metrics (fractions, not percent), provenance and a hash of the parameters."""
+    failed = {label: result["error"] for label, result in results.items() if "error" in result}
     return {
         "step": step,
-        "metrics": {label: evaluate.scalars(result) for label, result in results.items()},
+        "metrics": {label: evaluate.scalars(result) for label, result in results.items() if "error" not in result},
         "config_hash": configs.digest(run.config),
         "params_sha256": checkpoint.params_sha256(params),
-        "commit": provenance.commit(),
+        "commit": facts.commit(),
         "seed": run.config.seed,
         "model": run.config.model.name,
         "data": run.config.data.name,
         "parameters": int(sum(p.size for p in params.values())),
-        "versions": checkpoint.versions(),
+        "versions": facts.versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{name: round(value, 4) for name, value in totals.items()},
+        **({"failed_evaluations": failed} if failed else {}),
     }
 
 
