@@ -171,6 +171,13 @@ FIELDS: dict[str, Any] = {
         "every_steps": Field(_d("10%"), "Time between evaluations; 0 evaluates at the end only.", identity=False),
         "batch_size": Field(0, "Examples per evaluation step; 0 takes data.batch_size.", low=0, identity=False),
         "sets": Field((), "Further sets: 'label=source@split', such as 'train=digits@train[:500]'.", identity=False),
+        "on_error": Field(
+            "stop",
+            "What a set does that cannot be evaluated: stop the run, its state saved, or continue and say so. Several "
+            "processes stop.",
+            choices=("stop", "continue"),
+            identity=False,
+        ),
         "use_ema": Field(True, "Evaluate the moving average where there is one.", identity=False),
         "worst": Field(24, "Worst mistakes that are kept for the report.", low=0, identity=False),
     },

@@ -228,6 +228,27 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert run("none", {1: 0.5, 2: 0.1}, keep_last=1, keep_best=0) == [2]
 
 
+def test_a_metric_is_attached_later(tmp_path):
+    """While the save is under way, when it is complete, and after a restart; damaged, it is as if it were not there."""
+    for late in (False, True):
+        folder = tmp_path / str(late)
+        with Checkpointer(folder, best_metric="m", keep_last=1) as checkpointer:
+            for step, metric in ((1, 0.9), (2, 0.1), (3, float("nan")), (4, 0.2)):
+                checkpointer.save(step, {"x": np.zeros(1)}, {})
+                if late:
+                    checkpointer.wait()
+                checkpointer.attach(step, metric)
+            checkpointer.wait()
+            assert checkpointer.steps() == [1, 4]
+        with Checkpointer(folder, best_metric="m", keep_last=1) as checkpointer:
+            assert checkpointer.restore({"x": np.zeros(1)}, 1)[1]["metric"] == {"name": "m", "value": 0.9}
+            checkpointer.save(5, {"x": np.zeros(1)}, {})
+            checkpointer.wait()
+            assert checkpointer.steps() == [1, 5]
+            truncate(folder / "1" / "metric.json")
+            assert checkpointer.restore({"x": np.zeros(1)}, 1)[1]["metric"] is None
+
+
 def test_a_step_that_is_there_is_left_alone(tmp_path):
     with saved(tmp_path, 3) as checkpointer:
         before = (tmp_path / "3" / "about" / "metadata").read_bytes()

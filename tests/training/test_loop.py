@@ -1,5 +1,6 @@
 """The training loop: what it reads, when it stops, and that its parts agree with each other."""
 
+import dataclasses
 import multiprocessing
 
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ import pytest
 import tiny
 from jax._src.array import ArrayImpl
 
+import data
 import models
 from tasks.classification import Classification
 from training.checkpoints import checkpoint
 from training.distributed import hostread
-from training.run import loop
+from training.run import feeding, loop
+from training.run.log import Terminal
 from training.run.run import prepare
 
 
@@ -291,3 +294,71 @@ def test_overrides_of_a_workdir_stay_in_force(tmp_path, capsys):
     assert "complete at step 4" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"holds a run with another configuration \(seed: 0 -> 3\)"):
         train.main([*command, "--config.seed=3"])
+
+
+# --- evaluations that fail --------------------------------------------------------------------------------------------
+
+
+class Truncated:
+    """A source of which one example cannot be read."""
+
+    def __init__(self, source, classes=None):
+        self.source = source
+        self.info = dataclasses.replace(source.info, num_classes=classes or source.info.num_classes)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index == 5:
+            raise data.ExampleError("5.png: image file is truncated")
+        return self.source[index]
+
+
+def opened(config, wrap=lambda source: source):
+    train, test, seen = (feeding.open_source(config, config.data.name, split) for split in ("train", "test", "train"))
+    return {"train": train, "test": wrap(test), "seen": seen}
+
+
+def test_a_failed_evaluation_stops_the_run_with_its_state_saved(tmp_path):
+    """And when the set is mended, the same command goes on from there."""
+    config = tiny.config(eval__every_steps=2)
+    line = (
+        r"^evaluation of test at step 2: 5\.png: image file is truncated; the state of this step is saved, and the "
+        r"same command continues \(eval\.on_error=continue goes on without it\)$"
+    )
+    for _ in range(2):  # a restart does not lose it either
+        with pytest.raises(ValueError, match=line.replace("step 2", "step [24]")):
+            loop.train(config, tmp_path, terminal=tiny.quiet(), sources=opened(config, Truncated))
+        assert (tmp_path / "checkpoints" / "2").exists()
+    result = loop.train(config, tmp_path, terminal=tiny.quiet(), sources=opened(config))
+    assert result["step"] == 4
+    assert set(result["metrics"]) == {"test", "seen"}
+    assert "failed_evaluations" not in result
+    uninterrupted = loop.train(config, tmp_path / "other", terminal=tiny.quiet(), sources=opened(config))
+    assert result["params_sha256"] == uninterrupted["params_sha256"]
+
+
+def test_a_failed_evaluation_is_said_and_the_run_goes_on(tmp_path, capsys):
+    config = tiny.config(eval__every_steps=2, eval__on_error="continue")
+    result = loop.train(config, tmp_path, terminal=Terminal(), sources=opened(config, Truncated))
+    assert result["step"] == 4
+    assert set(result["metrics"]) == {"seen"}
+    assert result["failed_evaluations"] == {"test": "evaluation of test at step 4: 5.png: image file is truncated"}
+    assert capsys.readouterr().out.count("the run goes on (eval.on_error=continue)") == 2
+    assert checkpoint.restore_for_eval(tmp_path)["metadata"]["metric"] is None
+
+
+def test_a_set_with_other_classes_is_refused_before_anything_is_written(tmp_path):
+    config = tiny.config()
+    sources = opened(config, lambda source: Truncated(source, classes=7))
+    with pytest.raises(ValueError, match="has 7 classes, the model 4"):
+        loop.train(config, tmp_path / "run", terminal=tiny.quiet(), sources=sources)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("every", "steps"), [(2, [2, 5]), (1, [1, 2, 3, 4, 5])])
+def test_the_last_step_is_not_evaluated_twice(tmp_path, every, steps):
+    loop.train(tiny.config(train__steps=5, eval__every_steps=every), tmp_path, terminal=tiny.quiet())
+    assert [row["step"] for row in tiny.rows(tmp_path, "eval/test")] == steps
+    assert checkpoint.restore_for_eval(tmp_path)["metadata"]["metric"]["name"] == "top1"

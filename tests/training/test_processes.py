@@ -179,6 +179,20 @@ def test_a_failure_of_one_process_is_told_to_the_others(tmp_path):
     assert re.fullmatch(r"process 1 of 2 on \S+ ended: " + re.escape(errors), told)
 
 
+def test_an_evaluation_that_fails_in_one_process_ends_all_with_the_state_saved(tmp_path):
+    """Between two saves, and whatever is configured: nobody can finish what one of them left."""
+    more = ["--config.checkpoint.every_steps=0", "--config.eval.on_error=continue"]
+    flags = ["evaluation", *CONFIG, *more, f"--workdir={tmp_path}"]
+    (first, _, told), (second, _, errors) = Job(*flags, processes=2, script="tests/faulty_train.py").end()
+    assert (first, second) == (2, 2)
+    assert errors == (
+        f"error: evaluation of test_40 at step {EVERY}: 5.png: image file is truncated; the state of this step is "
+        "saved, and the same command continues\n"
+    )
+    assert re.fullmatch(r"process 1 of 2 on \S+ ended: " + re.escape(errors), told)
+    assert saved(tmp_path) == [EVERY]
+
+
 def test_processes_with_other_configurations_are_refused_at_once(tmp_path):
     """By a line that says what differs; where a machine has its data is its own affair."""
     own = {1: ["--config.optim.learning_rate=1e-4", "--config.seed=3", "--config.data.directory=/elsewhere"]}

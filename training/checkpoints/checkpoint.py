@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import math
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +26,9 @@ from training.checkpoints import checkpoint_files as files
 from training.checkpoints import checkpoint_layout as layout
 from training.checkpoints.checkpoint_files import UnreadableCheckpoint
 from training.checkpoints.checkpoint_layout import params_sha256
+from training.distributed import facts
 
-__all__ = ["Checkpointer", "UnreadableCheckpoint", "find", "params_sha256", "restore_for_eval", "versions"]
+__all__ = ["Checkpointer", "UnreadableCheckpoint", "find", "params_sha256", "restore_for_eval"]
 
 
 class Checkpointer:
@@ -72,6 +72,7 @@ class Checkpointer:
         self._scores: dict[int, float] = {}
         self._saving: int | None = None  # the step of the save that `wait` has not yet looked at
         self._future: Future[None] | None = None
+        self._noting: Callable[[], None] | None = None  # after the save under way, of several processes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler()) if self._multiprocess else None
         try:
@@ -118,7 +119,7 @@ class Checkpointer:
             "step": step,
             "metadata": json.loads(json.dumps(dict(metadata))),
             "saved_at": time.time(),
-            "versions": versions(),
+            "versions": facts.versions(),
             "keys": layout.key_implementations(state),
             "metric": None if metric is None else {"name": self.best_metric, "value": float(metric)},
         }
@@ -137,6 +138,22 @@ class Checkpointer:
         except OSError as error:
             raise self._failed(step, error) from error
 
+    def attach(self, step: int, metric: float) -> None:
+        """Notes how good a checkpoint is that was saved without a metric, or is being saved: then as soon as it is
+        complete.
+
+        Raises:
+          OSError: the note could not be written; the checkpoint is there without it.
+        """
+        self._scores[step] = float(metric)
+        note = functools.partial(self._note, step, float(metric))
+        if self._saving != step:
+            note()
+        elif (saving := self._future) is not None:
+            self._future = self._thread.submit(lambda: (saving.result(), note())[1])
+        else:
+            self._noting = note
+
     def wait(self) -> None:
         """Waits until the save under way, if any, is complete.
 
@@ -152,10 +169,12 @@ class Checkpointer:
             elif self._orbax is not None:
                 files.finish_write(self._orbax)
                 self._tidy()
+                if self._noting is not None:
+                    self._noting()
         except OSError as error:
             raise self._failed(step, error) from error
         finally:
-            self._future = None
+            self._future = self._noting = None
 
     def close(self) -> None:
         """Waits for the save under way and ends the background thread; raises what `wait` raises."""
@@ -212,6 +231,14 @@ class Checkpointer:
         self._clear(path)
         files.write(path, layout.unroll(host_state), about)
         self._tidy()
+
+    def _note(self, step: int, metric: float) -> None:
+        path = self.directory / str(step)
+        if jax.process_index() == 0 and path.is_dir() and math.isfinite(metric):
+            try:
+                files.write_metric(path, {"name": self.best_metric, "value": metric})
+            except OSError as error:
+                raise _one_line(f"the metric of checkpoint {step} in {self.directory}", error) from error
 
     def _clear(self, path: Path) -> None:
         """Makes way for a new checkpoint where an unreadable one lies."""
@@ -289,17 +316,6 @@ def restore_for_eval(path: str | os.PathLike[str], step: int | None = None) -> d
         "metadata": metadata,
         "path": found,
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a checkpoint depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("fovea", "jax", "flax", "optax", "orbax-checkpoint"):
-        try:
-            found[package] = packages.version(package)
-        except packages.PackageNotFoundError:  # run from a source tree that was never installed
-            found[package] = "not installed"
-    return found
 
 
 def _steps(directory: Path) -> list[int]:

@@ -2,6 +2,7 @@
 
 <step>/arrays   Orbax's PyTree of arrays, nested at the `/` of their names
 <step>/about    JSON: metadata, and for each array its shape, type and checksum
+<step>/metric.json   how good it is, which is found out when the rest is safe
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from training.checkpoints import checkpoint_layout as layout
 from training.checkpoints.checkpoint_layout import ArrayInfo
 
 FORMAT = 1
+METRIC = "metric.json"
 # Orbax writes `<step>.orbax-checkpoint-tmp`, `remove` renames to `<step>.deleted`: neither is taken for a checkpoint.
 LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted)")
 
@@ -91,7 +93,24 @@ def read_about(path: Path) -> dict[str, Any]:
             raise UnreadableCheckpoint(f"it has format {content['format']}, and this version reads format {FORMAT}")
         table = content["arrays"].items()
         content["arrays"] = {name: ArrayInfo(tuple(shape), dtype, crc32) for name, (shape, dtype, crc32) in table}
+        content["metric"] = content["metric"] or _read_metric(path)
         return content
+
+
+def write_metric(path: Path, metric: Mapping[str, Any]) -> None:
+    """Adds to a complete checkpoint how good it is, in one piece."""
+    with _storage_errors():
+        temporary = path / f".{METRIC}"
+        temporary.write_text(json.dumps(dict(metric)))
+        temporary.replace(path / METRIC)
+
+
+def _read_metric(path: Path) -> dict[str, Any] | None:
+    """None as well where it was damaged: the checkpoint is whole without it."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads((path / METRIC).read_text())
+        return {"name": str(found["name"]), "value": float(found["value"])}
+    return None
 
 
 def read_arrays(path: Path, about: Mapping[str, Any], parts: Sequence[str] | None = None) -> dict[str, np.ndarray]:

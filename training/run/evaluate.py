@@ -61,6 +61,17 @@ def open_sets(config: Config, sources: Mapping[str, data.Source] | None = None) 
     return {label: feeding.open_source(config, name, split) for label, (name, split) in set_names(config).items()}
 
 
+def check_classes(task: Task, source: data.Source) -> None:
+    """Refuses a set that has another number of classes than the model.
+
+    Raises:
+      ValueError: both numbers.
+    """
+    classes, expected = source.info.num_classes, task.info.num_classes
+    if classes != expected:
+        raise ValueError(f"{source.info.name!r} has {classes} classes, the model {expected}")
+
+
 def flat_results(values: Mapping[str, Any]) -> Results:
     """A metric that gives a dictionary becomes one result `name/key` for each key."""
     flat: Results = {}
@@ -146,9 +157,7 @@ class Evaluator:
         Raises:
           ValueError: the set has no examples, lacks a field, or has another number of classes than the model.
         """
-        classes, expected = source.info.num_classes, self.task.info.num_classes
-        if classes != expected:
-            raise ValueError(f"{source.info.name!r} has {classes} classes, the model {expected}")
+        check_classes(self.task, source)
         states = self._init()
         for batch in itertools.islice(self._on_device(source, complete=True), most_batches):
             states = self._step(states, params, model_state, batch, self.partner_arrays)

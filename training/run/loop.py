@@ -87,6 +87,7 @@ def train(
         sets = evaluate.open_sets(config, sources)
         for source in sets.values():
             feeding.check(config, source, run.task.batch_spec(1), training=False)
+            evaluate.check_classes(run.task, source)
         with Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches) as session:
             return session.run_steps(signals, profile)
 
@@ -110,6 +111,7 @@ class Session:
         self.log_every, self.eval_every, self.save_every = (
             run.steps(group.every_steps) for group in (config.log, config.eval, config.checkpoint)
         )
+        self.on_eval_error = config.eval.on_error
         self.started = time.perf_counter()
         self.evaluator = evaluate.Evaluator(
             run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays
@@ -130,6 +132,7 @@ class Session:
         self.best_metric = best
         self.state = self._restore_or_start()
         self.step = self.first_step = int(hostread.read(self.state.step))
+        self.saved = self.first_step if self.first_step else None  # the step of the newest checkpoint
         if self.primary:
             # Only now: a workdir that cannot be continued stays as it is.
             workdirs.begin(workdir, config, overrides)
@@ -210,17 +213,22 @@ class Session:
         self.terminal.say(f"first step after {time.perf_counter() - self.started:.1f} s (compilation included)")
 
     def _between_steps(self, window: _Window, signal_number: int | None, stats: Mapping[str, Any]) -> None:
-        """Logs, evaluates, saves and leaves, when it is time."""
+        """Logs, saves, evaluates and leaves, when it is time; in this order, as an evaluation may fail."""
         last = self.step == self.run.total_steps
         if last or (self.log_every and self.step % self.log_every == 0):
             self._log(window, stats)
-        evaluating = last or bool(self.eval_every and self.step % self.eval_every == 0)
+        evaluating = last or self._evaluation_is_due()
         if evaluating:
             jax.block_until_ready(self.state.step)
             window.restart()
+        saving = last or signal_number or (self.save_every and self.step % self.save_every == 0)
+        several = processes.connection() is not None
+        if saving or (evaluating and several):
+            self._save()
+        if evaluating:
+            if several:  # one whose evaluation failed could not end the save: that takes all of them
+                self.checkpoints.wait()
             self._evaluate()
-        if last or signal_number or (self.save_every and self.step % self.save_every == 0):
-            self._save(evaluating)
         if signal_number and not last:
             self.checkpoints.wait()
             raise Preempted(
@@ -228,6 +236,12 @@ class Session:
             )
         if evaluating:
             window.restart(count=False)
+
+    def _evaluation_is_due(self) -> bool:
+        """At its period, but not one step before the last, which is evaluated anyway."""
+        if not self.eval_every or self.step % self.eval_every:
+            return False
+        return self.eval_every == 1 or self.step != self.run.total_steps - 1
 
     def _log(self, window: _Window, stats: Mapping[str, Any]) -> None:
         sums, health, taken = hostread.read((self.state.metrics, self.state.health, self.state.opt_state["count"]))
@@ -262,14 +276,18 @@ class Session:
         )
 
     def _evaluate(self) -> None:
+        """Evaluates every set, and notes with the checkpoint of this step, if there is one, how good it is."""
         use_ema = bool(self.run.config.optim.ema) and self.run.config.eval.use_ema
         chosen = self.state.ema if use_ema else {"params": self.state.params, "model_state": self.state.model_state}
         for label, source in self.sets.items():
-            results = self.evaluator(
-                chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches
-            )
+            try:
+                results = self.evaluator(
+                    chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches
+                )
+            except Exception as error:
+                results = self._failed_evaluation(label, error)
             self.eval_results[label] = results
-            if self.primary:
+            if self.primary and "error" not in results:
                 scalars = evaluate.scalars(results)
                 self.writers.write(self.step, f"eval/{label}", scalars)
                 shown = [k for k in (self.run.task.columns or scalars) if k in scalars][:3]
@@ -277,13 +295,35 @@ class Session:
                     f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown)
                 )
 
-    def _save(self, evaluated: bool) -> None:
+        first = next(iter(self.eval_results.values()), None) or {}
+        metric = first.get(self.best_metric)
+        if metric is not None and self.saved == self.step:
+            self.checkpoints.attach(self.step, metric)
+
+    def _failed_evaluation(self, label: str, error: Exception) -> dict[str, Any]:
+        """What takes the place of the results of a set that cannot be evaluated.
+
+        Raises:
+          the error, where the run is to stop; its state is saved before.
+        """
+        alone = processes.connection() is None
+        if alone:
+            self._save()
+            self.checkpoints.wait()
+        if not isinstance(error, ValueError | OSError):  # a fault of this code
+            raise error
+        text = f"evaluation of {label} at step {self.step}: {' '.join(str(error).split())}"
+        if not alone or self.on_eval_error == "stop":
+            choice = " (eval.on_error=continue goes on without it)" if alone else ""
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{text}; the state of this step is saved, and the same command continues{choice}") from error
+        self.terminal.say(f"{text}; the run goes on (eval.on_error=continue)")
+        return {"error": text}
+
+    def _save(self) -> None:
         self._check_health(hostread.read(self.state.health))
-        metric = None
-        if evaluated and self.eval_results:
-            metric = next(iter(self.eval_results.values())).get(self.best_metric)
-        metadata = provenance.metadata(self.run, self.step)
-        self.checkpoints.save(self.step, self.state.as_dict(), metadata, metric=metric)
+        self.checkpoints.save(self.step, self.state.as_dict(), provenance.metadata(self.run, self.step))
+        self.saved = self.step
 
     def _finish(self, window: _Window) -> dict[str, Any]:
         self.checkpoints.wait()
