@@ -42,8 +42,9 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"--{name}: what a --checkpoint makes needs --output=FOLDER")
     if options.generate is not None and options.generate < 1:
         raise ValueError(f"--generate={options.generate}: takes a number of examples, at least 1")
-    given = {f"--{name}": getattr(options, name) for name in ("step", "weights", "predict", "generate")}
-    given |= {"--config": path, **{f"config.{key}": value for key, value in overrides.items()}}
+    flags = ("workdir", "checkpoint", "step", "weights", "predict", "generate")
+    given = {f"--{flag}": getattr(options, flag) for flag in flags} | {"--config": path}
+    given |= {f"config.{key}": value for key, value in overrides.items()}
     launch = command.start_jax("", options, given)
     if options.export and launch.processes > 1:
         raise ValueError("--export: is for one process")

@@ -173,7 +173,7 @@ FIELDS: dict[str, Any] = {
         "sets": Field((), "Further sets: 'label=source@split', such as 'train=digits@train[:500]'.", identity=False),
         "on_error": Field(
             "stop",
-            "What a set does that cannot be evaluated: stop the run, its state saved, or continue and say so. Several "
+            "When a set cannot be evaluated: stop the run with its state saved, or say so and continue. Several "
             "processes stop.",
             choices=("stop", "continue"),
             identity=False,

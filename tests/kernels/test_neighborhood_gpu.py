@@ -34,32 +34,6 @@ class Interpreted:
             return gpu.backward(*arguments, **options, **self.tiles)
 
 
-@functools.cache
-def quick_options():
-    """Without XLA's fusion emitters for the CPU an interpreted kernel compiles in a quarter of the time.
-
-    The newest XLA has no such option any more.
-    """
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(jnp.negative, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
-
-
-@pytest.fixture(autouse=True)
-def compile_quickly(monkeypatch):
-    class QuickJax:
-        def __getattr__(self, name):
-            return getattr(jax, name)
-
-        def jit(self, function):
-            return jax.jit(function, compiler_options=quick_options())
-
-    monkeypatch.setattr(neighborhood_cases, "jax", QuickJax())
-
-
 # --- values -----------------------------------------------------------------------------------------------------------
 
 

@@ -142,7 +142,8 @@ def test_any_array_round_trips(tree, tmp_path_factory):
 def test_state_round_trips(tmp_path, abstract):
     state = a_state()
     with Checkpointer(tmp_path, best_metric="top1") as checkpointer:
-        checkpointer.save(7, state, {"config": {"optim": {"lr": 0.1}}, "position": 2**40}, metric=0.5)
+        checkpointer.save(7, state, {"config": {"optim": {"lr": 0.1}}, "position": 2**40})
+        checkpointer.attach(7, 0.5)
         restored, metadata = checkpointer.restore(jax.eval_shape(lambda: state) if abstract else blank(state))
     assert_same(restored, state)
     assert metadata["config"] == {"optim": {"lr": 0.1}}
@@ -216,7 +217,10 @@ def test_the_newest_and_the_best_stay(tmp_path):
     def run(name, metrics, **options):
         with Checkpointer(tmp_path / name, best_metric="m", **options) as checkpointer:
             for step, metric in metrics.items():
-                checkpointer.save(step, {"x": np.zeros(1)}, {}, metric)
+                checkpointer.save(step, {"x": np.zeros(1)}, {})
+                if metric is not None:
+                    checkpointer.attach(step, metric)
+            checkpointer.attach(99, 1.0)  # which was never saved
             checkpointer.wait()
             return checkpointer.steps()
 

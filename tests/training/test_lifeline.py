@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,12 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from training.distributed import facts
-from training.distributed.facts import difference
-
 pytestmark = pytest.mark.multiprocess
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER = Path(__file__).resolve().parents[1] / "peer.py"
 AGAIN = "start the same command again, with fewer processes if need be: it continues from the newest checkpoint"
 
@@ -216,31 +211,6 @@ def test_one_that_has_other_facts_ends_all(start):
             r"for 0; start all processes with the same command, code and packages",
             said,
         )
-
-
-def test_a_difference_is_short():
-    own = {f"config.{number}": "x" for number in range(9)}
-    its = {**own, **{f"config.{number}": "y" for number in range(5)}, "config.more": "z"}
-    assert difference("it", own, own) == ""
-    assert difference("it", its, own).startswith(
-        "it differs from process 0: config.0 is y for x; config.1 is y for x; config.2 is y for x and 3 more; start"
-    )
-
-
-def test_facts_are_the_code_the_packages_and_what_was_given(tmp_path, monkeypatch):
-    found = facts.facts({"config.model.name": "vit_ti16", "config.data.directory": "/here", "config.x": "y" * 1000})
-    assert found["config.model.name"] == "vit_ti16"
-    assert "config.data.directory" not in found
-    assert len(found["config.x"]) < 150
-    assert found["config.x"] != facts.facts({"config.x": "y" * 1001})["config.x"]
-    assert {"the version of jax", "the version of python"} <= found.keys()
-    assert set(facts.FOLDERS) == {folder.parent.name for folder in ROOT.glob("*/__init__.py")} - {"benchmarks"}
-    for folder in facts.FOLDERS:
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(facts, "__file__", str(tmp_path / "training/distributed/facts.py"))
-    assert facts.code()[:8] == found["the code"][:8]
-    (tmp_path / "attn" / "__init__.py").write_text("")
-    assert facts.code()[:8] != found["the code"][:8]
 
 
 def test_one_that_left_before_the_start_may_come_again(start):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import json
 import math
 import os
@@ -72,7 +71,6 @@ class Checkpointer:
         self._scores: dict[int, float] = {}
         self._saving: int | None = None  # the step of the save that `wait` has not yet looked at
         self._future: Future[None] | None = None
-        self._noting: Callable[[], None] | None = None  # after the save under way, of several processes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler()) if self._multiprocess else None
         try:
@@ -101,14 +99,13 @@ class Checkpointer:
         """The newest step, or None."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any], metric: float | None = None) -> None:
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
         """Starts saving, and returns as soon as the state may be donated. A step that is already there is left alone.
 
         Args:
           step: number of the checkpoint.
           state: pytree of arrays (see `checkpoint_layout` for the names); of several processes, of global arrays.
           metadata: JSON-compatible: config, data position and whatever `restore` should give back.
-          metric: value of `best_metric`, or None if it was not measured at this step.
 
         Raises:
           OSError: this or, more often, the save before failed; in one line, which save, where and why.
@@ -121,12 +118,9 @@ class Checkpointer:
             "saved_at": time.time(),
             "versions": facts.versions(),
             "keys": layout.key_implementations(state),
-            "metric": None if metric is None else {"name": self.best_metric, "value": float(metric)},
         }
         if step in self.steps():
             return
-        if metric is not None:
-            self._scores[step] = float(metric)
         self._saving = step
         path = self.directory / str(step)
         if self._orbax is None:
@@ -139,20 +133,22 @@ class Checkpointer:
             raise self._failed(step, error) from error
 
     def attach(self, step: int, metric: float) -> None:
-        """Notes how good a checkpoint is that was saved without a metric, or is being saved: then as soon as it is
-        complete.
+        """Notes the value of `best_metric` of a checkpoint. One that is still being saved gets it when it is complete;
+        several processes wait for that. A step that was not saved is left alone.
 
         Raises:
           OSError: the note could not be written; the checkpoint is there without it.
         """
-        self._scores[step] = float(metric)
-        note = functools.partial(self._note, step, float(metric))
-        if self._saving != step:
-            note()
-        elif (saving := self._future) is not None:
-            self._future = self._thread.submit(lambda: (saving.result(), note())[1])
+        if self._saving == step and self._future is not None:
+            self._future = self._thread.submit(self._note, step, float(metric), self._future)
+        elif self._saving == step:
+            self.wait()
+            self._note(step, float(metric))
+        elif step in self.steps():
+            self._note(step, float(metric))
         else:
-            self._noting = note
+            return
+        self._scores[step] = float(metric)
 
     def wait(self) -> None:
         """Waits until the save under way, if any, is complete.
@@ -169,12 +165,10 @@ class Checkpointer:
             elif self._orbax is not None:
                 files.finish_write(self._orbax)
                 self._tidy()
-                if self._noting is not None:
-                    self._noting()
         except OSError as error:
             raise self._failed(step, error) from error
         finally:
-            self._future = self._noting = None
+            self._future = None
 
     def close(self) -> None:
         """Waits for the save under way and ends the background thread; raises what `wait` raises."""
@@ -232,9 +226,11 @@ class Checkpointer:
         files.write(path, layout.unroll(host_state), about)
         self._tidy()
 
-    def _note(self, step: int, metric: float) -> None:
+    def _note(self, step: int, metric: float, saved: Future[None] | None = None) -> None:
+        if saved is not None:
+            saved.result()  # raises what the save raised
         path = self.directory / str(step)
-        if jax.process_index() == 0 and path.is_dir() and math.isfinite(metric):
+        if jax.process_index() == 0 and math.isfinite(metric):
             try:
                 files.write_metric(path, {"name": self.best_metric, "value": metric})
             except OSError as error:

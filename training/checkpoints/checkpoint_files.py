@@ -29,6 +29,7 @@ from jax.sharding import Sharding
 
 from training.checkpoints import checkpoint_layout as layout
 from training.checkpoints.checkpoint_layout import ArrayInfo
+from training.checkpoints.whole import write_whole
 
 FORMAT = 1
 METRIC = "metric.json"
@@ -93,16 +94,14 @@ def read_about(path: Path) -> dict[str, Any]:
             raise UnreadableCheckpoint(f"it has format {content['format']}, and this version reads format {FORMAT}")
         table = content["arrays"].items()
         content["arrays"] = {name: ArrayInfo(tuple(shape), dtype, crc32) for name, (shape, dtype, crc32) in table}
-        content["metric"] = content["metric"] or _read_metric(path)
+        content["metric"] = content.get("metric") or _read_metric(path)  # it was part of the description once
         return content
 
 
 def write_metric(path: Path, metric: Mapping[str, Any]) -> None:
     """Adds to a complete checkpoint how good it is, in one piece."""
     with _storage_errors():
-        temporary = path / f".{METRIC}"
-        temporary.write_text(json.dumps(dict(metric)))
-        temporary.replace(path / METRIC)
+        write_whole(path / METRIC, json.dumps(dict(metric)))
 
 
 def _read_metric(path: Path) -> dict[str, Any] | None:

@@ -16,14 +16,14 @@ from typing import Any
 
 FOLDERS = ("attn", "configs", "data", "kernels", "models", "tasks", "training")
 OF_A_MACHINE = (
-    "data.directory",
-    "data.cache",
-    "data.workers",
-    "data.threads",
-    "data.prefetch",
-    "log.cache_directory",
+    "config.data.directory",
+    "config.data.cache",
+    "config.data.workers",
+    "config.data.threads",
+    "config.data.prefetch",
+    "config.log.cache_directory",
 )
-"""Keys that say where a machine has something or how fast it reads; no result depends on them."""
+"""Keys that say where a machine has its files and how it reads them."""
 SHOWN = 3
 LONGEST = 120
 
@@ -72,7 +72,7 @@ def facts(given: Mapping[str, Any]) -> dict[str, str]:
     Args:
       given: what the command of this process was given, by name.
     """
-    found = {name: str(value) for name, value in given.items() if name.removeprefix("config.") not in OF_A_MACHINE}
+    found = {name: str(value) for name, value in given.items() if name not in OF_A_MACHINE}
     found |= {"the code": code(), **{f"the version of {name}": value for name, value in versions().items()}}
     return {name: value if len(value) <= LONGEST else _cut(value) for name, value in found.items()}
 

@@ -138,7 +138,7 @@ class Lifeline:
                 peer.send(refused=refusal)
                 await writer.drain()
                 return
-            if text := difference(self._name(peer), hello["facts"], self.facts):
+            if text := difference(self._name(peer), hello.get("facts", {}), self.facts):
                 # Unlike a stranger, who is sent away, it belongs to the run: nobody else will come in its place.
                 peer.send(refused=text)
                 await writer.drain()

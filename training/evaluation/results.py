@@ -14,9 +14,9 @@ import jax
 import configs
 import data
 from configs import base
+from training.checkpoints.whole import write_whole
 from training.evaluation import report
 from training.evaluation.trained import Trained
-from training.run import workdir as workdirs
 from training.run.evaluate import Results, scalars
 
 
@@ -84,7 +84,7 @@ def write(
 def write_text(path: Path, text: str) -> Path:
     """Writes a file in one piece, in a folder that is made if absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    workdirs.write(path, text)
+    write_whole(path, text)
     return path
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.run import workdir
+from training.checkpoints.whole import write_whole
 
 
 def format_time(seconds: float) -> str:
@@ -69,7 +69,7 @@ class Jsonl:
                 # A line that a killed process left half written is the last one, and its step will be run again.
                 if line.endswith("\n") and json.loads(line)["step"] <= resume_step:
                     kept.append(line)
-            workdir.write(path, "".join(kept))
+            write_whole(path, "".join(kept))
         self._file = path.open("a", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:

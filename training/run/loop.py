@@ -132,11 +132,11 @@ class Session:
         self.best_metric = best
         self.state = self._restore_or_start()
         self.step = self.first_step = int(hostread.read(self.state.step))
-        self.saved = self.first_step if self.first_step else None  # the step of the newest checkpoint
         if self.primary:
             # Only now: a workdir that cannot be continued stays as it is.
             workdirs.begin(workdir, config, overrides)
         self.eval_results: dict[str, Any] = {}
+        self.eval_failures: dict[str, str] = {}  # of the sets that have no results
         self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary)
         name = "examples.jsonl" if self.primary else f"examples-{jax.process_index()}.jsonl"
         self.example_ids = Jsonl(workdir / name, self.step) if config.log.example_ids else None
@@ -276,7 +276,10 @@ class Session:
         )
 
     def _evaluate(self) -> None:
-        """Evaluates every set, and notes with the checkpoint of this step, if there is one, how good it is."""
+        """Evaluates every set, and notes with the checkpoint of this step, if there is one, how good it is on the
+        first.
+        """
+        self.eval_results, self.eval_failures = {}, {}
         use_ema = bool(self.run.config.optim.ema) and self.run.config.eval.use_ema
         chosen = self.state.ema if use_ema else {"params": self.state.params, "model_state": self.state.model_state}
         for label, source in self.sets.items():
@@ -285,9 +288,10 @@ class Session:
                     chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches
                 )
             except Exception as error:
-                results = self._failed_evaluation(label, error)
+                self.eval_failures[label] = self._failed_evaluation(label, error)
+                continue
             self.eval_results[label] = results
-            if self.primary and "error" not in results:
+            if self.primary:
                 scalars = evaluate.scalars(results)
                 self.writers.write(self.step, f"eval/{label}", scalars)
                 shown = [k for k in (self.run.task.columns or scalars) if k in scalars][:3]
@@ -295,13 +299,12 @@ class Session:
                     f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown)
                 )
 
-        first = next(iter(self.eval_results.values()), None) or {}
-        metric = first.get(self.best_metric)
-        if metric is not None and self.saved == self.step:
+        metric = self.eval_results.get(next(iter(self.sets), ""), {}).get(self.best_metric)
+        if metric is not None:
             self.checkpoints.attach(self.step, metric)
 
-    def _failed_evaluation(self, label: str, error: Exception) -> dict[str, Any]:
-        """What takes the place of the results of a set that cannot be evaluated.
+    def _failed_evaluation(self, label: str, error: Exception) -> str:
+        """Says why a set cannot be evaluated, and returns it.
 
         Raises:
           the error, where the run is to stop; its state is saved before.
@@ -318,16 +321,15 @@ class Session:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{text}; the state of this step is saved, and the same command continues{choice}") from error
         self.terminal.say(f"{text}; the run goes on (eval.on_error=continue)")
-        return {"error": text}
+        return text
 
     def _save(self) -> None:
         self._check_health(hostread.read(self.state.health))
         self.checkpoints.save(self.step, self.state.as_dict(), provenance.metadata(self.run, self.step))
-        self.saved = self.step
 
     def _finish(self, window: _Window) -> dict[str, Any]:
         self.checkpoints.wait()
-        if not self.eval_results:  # a run that was stopped between its last save and here
+        if not self.eval_results and not self.eval_failures:  # a run that was stopped between its last save and here
             self._evaluate()
         seconds = max(window.all_seconds, 1e-9)
         totals = {
@@ -335,7 +337,8 @@ class Session:
             "data_wait": window.all_waited / seconds,
             "images_per_second": window.all_steps * self.run.config.data.batch_size / seconds,
         }
-        result = summary.make(self.run, self.step, hostread.read(self.state.params), self.eval_results, totals)
+        params = hostread.read(self.state.params)
+        result = summary.make(self.run, self.step, params, self.eval_results, self.eval_failures, totals)
         if self.primary:
             summary.write(self.workdir, result)
             self.terminal.say(f"done: {self.workdir / 'summary.json'}")

@@ -12,9 +12,9 @@ import numpy as np
 
 import configs
 from training.checkpoints import checkpoint
+from training.checkpoints.whole import write_whole
 from training.distributed import facts
 from training.run import evaluate
-from training.run import workdir as workdirs
 from training.run.run import Run
 
 
@@ -29,13 +29,13 @@ def make(
     step: int,
     params: Mapping[str, np.ndarray],
     results: Mapping[str, Mapping[str, Any]],
+    failures: Mapping[str, str],
     totals: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Gathers metrics (fractions, not percent), provenance and a hash of the parameters."""
-    failed = {label: result["error"] for label, result in results.items() if "error" in result}
+    """Gathers metrics (fractions, not percent), why sets have none, provenance and a hash of the parameters."""
     return {
         "step": step,
-        "metrics": {label: evaluate.scalars(result) for label, result in results.items() if "error" not in result},
+        "metrics": {label: evaluate.scalars(result) for label, result in results.items()},
         "config_hash": configs.digest(run.config),
         "params_sha256": checkpoint.params_sha256(params),
         "commit": facts.commit(),
@@ -46,10 +46,10 @@ def make(
         "versions": facts.versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{name: round(value, 4) for name, value in totals.items()},
-        **({"failed_evaluations": failed} if failed else {}),
+        **({"failed_evaluations": dict(failures)} if failures else {}),
     }
 
 
 def write(workdir: Path, result: Mapping[str, Any]) -> None:
     """Writes the summary in one piece."""
-    workdirs.write(workdir / "summary.json", json.dumps(result, indent=1) + "\n")
+    write_whole(workdir / "summary.json", json.dumps(result, indent=1) + "\n")

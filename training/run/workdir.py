@@ -15,19 +15,13 @@ from typing import Any
 
 import configs
 from configs import Config
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file in one piece: whoever reads it sees the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+from training.checkpoints.whole import write_whole
 
 
 def begin(workdir: Path, config: Config, overrides: Mapping[str, Any]) -> None:
     """Notes whose run this is."""
-    write(workdir / "overrides.json", json.dumps(dict(overrides), indent=1))
-    write(workdir / "config.json", json.dumps(configs.as_dict(config), indent=1))
+    write_whole(workdir / "overrides.json", json.dumps(dict(overrides), indent=1))
+    write_whole(workdir / "config.json", json.dumps(configs.as_dict(config), indent=1))
 
 
 def overrides(workdir: Path) -> dict[str, Any]:
