@@ -48,7 +48,10 @@ def main(arguments: list[str]) -> int:
         overrides = {**workdir.overrides(Path(options.workdir)), **overrides}
     config = configs.load(path, overrides)
     if options.print_config:
-        print(configs.describe(config))
+        command.start_jax("")
+        import tasks  # after start_jax, which sets what JAX reads once
+
+        print(configs.describe(config, tasks.find(config.task.name).known_options))
         return 0
     if options.plan:
         topology = chips.parse(options.plan)

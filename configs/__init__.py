@@ -4,20 +4,24 @@
 """
 
 from configs.duration import Duration
-from configs.load import describe, differences, from_dict, load, replace, split_arguments
-from configs.schema import READS, Config, as_dict, digest, flat_values
+from configs.load import describe, differences, from_dict, load, replace, split_arguments, unread
+from configs.schema import READS, Config, Field, as_dict, build, digest, flat_values, nearest
 
 __all__ = [
     "READS",
     "Config",
     "Duration",
+    "Field",
     "as_dict",
+    "build",
     "describe",
     "differences",
     "digest",
     "flat_values",
     "from_dict",
     "load",
+    "nearest",
     "replace",
     "split_arguments",
+    "unread",
 ]

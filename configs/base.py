@@ -47,6 +47,10 @@ FIELDS: dict[str, Any] = {
         ),
         "options": Field({}, "Further keyword arguments of `models.create`, such as pool='avg'."),
     },
+    "task": {
+        "name": Field("classification", "What is learned; `tasks.names()` lists them."),
+        "options": Field({}, "Options of that task (docs/tasks.md), such as label_smoothing=0.1."),
+    },
     "data": {
         "name": Field(
             "digits", "digits | a prepared TFDS set | folder:PATH | synthetic:classes=10,examples=1000,size=32."
@@ -124,36 +128,15 @@ FIELDS: dict[str, Any] = {
         ),
     },
     "train": {
-        "task": Field("classification", "Task; `tasks.names()` lists them."),
         "steps": Field(_d("10 epochs"), "Length of training."),
         "precision": Field(
             "float32", "Type of the computation; parameters are float32.", choices=("float32", "bfloat16")
-        ),
-        "loss": Field("softmax", "Softmax cross entropy, or one sigmoid per class.", choices=("softmax", "sigmoid")),
-        "label_smoothing": Field(
-            0.0, "Probability taken from the label and spread over all classes.", low=0, high=0.999
-        ),
-        "mixup": Field(0.0, "Alpha of mixup's Beta distribution; 0 is off.", low=0),
-        "cutmix": Field(0.0, "Alpha of CutMix's Beta distribution; 0 is off.", low=0),
-        "mixup_probability": Field(1.0, "Probability that a batch is mixed at all.", low=0, high=1),
-        "mixup_switch_probability": Field(0.5, "Probability of CutMix where both are on.", low=0, high=1),
-        "teacher": Field("", "Workdir or checkpoint of a frozen teacher; its moving average where it has one."),
-        "distill": Field(
-            "none", "Learn from the teacher's probabilities or from its decisions.", choices=("none", "soft", "hard")
-        ),
-        "distill_weight": Field(0.5, "Share of the distillation loss.", low=0, high=1),
-        "distill_temperature": Field(1.0, "Temperature of soft distillation.", low=1e-6),
-        "token_labels": Field(
-            0.0,
-            "Weight of the loss of every token's own logits beside that of the image (docs/tasks.md); 0 is off.",
-            low=0,
         ),
         "nonfinite": Field(
             "stop",
             "A step whose loss or gradient is not finite stops the run, or is left out and counted.",
             choices=("stop", "skip"),
         ),
-        "options": Field({}, "Keyword arguments of the task, for tasks that have their own."),
     },
     "mesh": {
         "data": Field(
@@ -192,6 +175,28 @@ FIELDS: dict[str, Any] = {
     },
 }
 
+MOVED = {
+    "train.task": "task.name",
+    "train.options": "task.options",
+    **{
+        f"train.{name}": f"task.options.{name}"
+        for name in (
+            "loss",
+            "label_smoothing",
+            "mixup",
+            "cutmix",
+            "mixup_probability",
+            "mixup_switch_probability",
+            "teacher",
+            "distill",
+            "distill_weight",
+            "distill_temperature",
+            "token_labels",
+        )
+    },
+}
+"""Keys by the name that they had when tasks had no options of their own: older workdirs and command lines have them."""
+
 
 def get_config() -> ConfigDict:
     """Returns the defaults as a dictionary that experiment files change; unknown keys raise."""
@@ -210,6 +215,6 @@ def get_config() -> ConfigDict:
 
     config = group(FIELDS)
     config.lock()
-    for name in ("model", "train"):
+    for name in ("model", "task"):
         config[name].options.unlock()
     return config

@@ -31,7 +31,7 @@ def get_config(folder="images"):
     config.optim.clip_norm = 1.0
     config.optim.ema = 0.999
     config.train.steps = "20 epochs"
-    config.train.label_smoothing = 0.1
+    config.task.options.label_smoothing = 0.1
     config.checkpoint.every_steps = config.eval.every_steps = "1 epochs"
     config.log.every_steps = 20
     return config

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import schema
-from configs.base import FIELDS
+from configs.base import FIELDS, MOVED
 from configs.schema import Config, Field
 
 
@@ -74,14 +74,46 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
 def from_dict(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """Builds a `Config` from nested values, such as a saved `config.json`, and overrides by dotted key."""
     values = json.loads(json.dumps(values, default=str)) if not isinstance(values, Config) else schema.as_dict(values)
+    _move(values)
     for key, value in (overrides or {}).items():
-        _apply(values, key, value)
+        _apply(values, MOVED.get(key, key), value)
     return _cross_check(schema.build(FIELDS, values))
 
 
 def replace(config: Config, **overrides: Any) -> Config:
     """Returns a copy with other values; dots in keys are written as double underscores, `optim__ema=0.9`."""
     return from_dict(schema.as_dict(config), {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def _move(values: dict[str, Any]) -> None:
+    """Gives the keys of an older configuration their present names, where they differ from what they are unset."""
+    train = values.get("train", {})
+    if not isinstance(train, dict):
+        return
+    for old, new in MOVED.items():
+        name = old.removeprefix("train.")
+        if name not in train:
+            continue
+        value = train.pop(name)
+        if value != _UNSET.get(name, {}):
+            _apply(values, new, value)
+
+
+# What the moved keys were in a configuration that did not set them: their task may be one that has no such option.
+_UNSET: dict[str, Any] = {
+    "task": "classification",
+    "loss": "softmax",
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "mixup_probability": 1.0,
+    "mixup_switch_probability": 0.5,
+    "teacher": "",
+    "distill": "none",
+    "distill_weight": 0.5,
+    "distill_temperature": 1.0,
+    "token_labels": 0.0,
+}
 
 
 def _apply(values: dict[str, Any], key: str, value: Any) -> None:
@@ -124,11 +156,6 @@ def _cross_check(config: Config) -> Config:
             f"config.optim.accumulate={values['optim.accumulate']}: must divide "
             f"data.batch_size={values['data.batch_size']}"
         )
-    # With token labels a teacher labels tokens, and is not distilled besides (`tasks/classification.py`).
-    if not values["train.token_labels"] and (values["train.distill"] == "none") != (values["train.teacher"] == ""):
-        raise ValueError(
-            "config.train.distill and config.train.teacher go together: set both, or neither ('none' and '')"
-        )
     if len(values["data.mean"]) != len(values["data.std"]):
         raise ValueError(
             f"config.data.std has {len(values['data.std'])} channels, config.data.mean {len(values['data.mean'])}: "
@@ -149,17 +176,51 @@ def _cross_check(config: Config) -> Config:
 def differences(saved: Mapping[str, Any], config: Config) -> list[str]:
     """Lists keys (`key: saved -> now`) in which a saved configuration is another run than `config`."""
     before, now = schema.flat_values(from_dict(saved)), schema.flat_values(config)
-    return [
-        f"{key}: {before[key]!r} -> {now[key]!r}"
-        for key, field in schema.flatten(FIELDS).items()
-        if field.identity and before[key] != now[key]
-    ]
+    found = []
+    for key, field in schema.flatten(FIELDS).items():
+        if not field.identity or before[key] == now[key]:
+            continue
+        if not isinstance(field.default, dict):
+            found.append(f"{key}: {before[key]!r} -> {now[key]!r}")
+            continue
+        for name in dict.fromkeys([*before[key], *now[key]]):
+            was, value = (repr(options[name]) if name in options else "unset" for options in (before[key], now[key]))
+            if was != value:
+                found.append(f"{key}.{name}: {was} -> {value}")
+    return found
 
 
-def describe(config: Config) -> str:
-    """Returns the configuration as text, one documented key a line, marked with * where it differs from the default."""
+def unread(
+    config: Config, fields: Mapping[str, Any] = FIELDS, groups: Sequence[str] = ("model.", "optim.", "task.")
+) -> list[str]:
+    """Keys that differ from their default and that nobody has read, as `config.key=value`: whoever set them expected
+    something of them.
+
+    Args:
+      fields: what `config` was built from.
+      groups: only keys that begin with one of these.
+    """
+    return schema.unread(config, fields, groups)
+
+
+def describe(config: Config, task_options: Mapping[str, Field] | None = None) -> str:
+    """Returns the configuration as text, one documented key a line, marked with * where it differs from the default.
+
+    Args:
+      task_options: those of the task, which takes the place of the key `task.options`.
+    """
     fields, values = schema.flatten(FIELDS), schema.flat_values(config)
     defaults = schema.flat_values(schema.build(FIELDS, {}))
+    if task_options is not None:
+        prefix = "task.options."
+        own = schema.build(task_options, values["task.options"], prefix)
+        place = list(fields).index("task.options")
+        items = [item for item in fields.items() if item[0] != "task.options"]
+        items[place:place] = [(prefix + name, field) for name, field in task_options.items()]
+        fields = dict(items)
+        values |= {prefix + name: value for name, value in schema.flat_values(own).items()}
+        unset = schema.build(task_options, {}, prefix)
+        defaults |= {prefix + name: value for name, value in schema.flat_values(unset).items()}
     width = max(len(f"{k} = {values[k]}") for k in fields if len(str(values[k])) < 40) + 2
     return "\n".join(
         f"{'*' if values[k] != defaults[k] else ' '} {f'{k} = {values[k]}':<{width}}# {f.doc}"

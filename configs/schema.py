@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from configs.duration import ALLOWED as DURATIONS
@@ -139,29 +139,30 @@ READS: set[str] = set()
 class Config:
     """A checked configuration with attribute access, `config.optim.learning_rate`; it never changes.
 
-    Reading an undeclared key is an AttributeError that lists the nearest names, and every read is recorded in
-    `READS`. Code that looks at a configuration as data (printing, hashing, comparing) uses `as_dict`, which records
-    nothing.
+    Reading an undeclared key is an AttributeError that lists the nearest names, and every read is recorded, in
+    `READS` and for `unread`. Code that looks at a configuration as data (printing, hashing, comparing) uses `as_dict`,
+    which records nothing.
     """
 
-    __slots__ = ("_prefix", "_values")
+    __slots__ = ("_prefix", "_reads", "_values")
     _prefix: str
+    _reads: set[str]
     _values: dict[str, Any]
 
-    def __init__(self, values: Mapping[str, Any], prefix: str = ""):
+    def __init__(self, values: Mapping[str, Any], prefix: str = "", reads: set[str] | None = None):
         object.__setattr__(self, "_prefix", prefix)
         object.__setattr__(self, "_values", dict(values))
+        object.__setattr__(self, "_reads", set() if reads is None else reads)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in self._values:
-            raise AttributeError(
-                f"config.{self._prefix}{name} is not declared in configs/base.py{nearest(name, self._values)}"
-            )
+            raise AttributeError(f"config.{self._prefix}{name} is not declared{nearest(name, self._values)}")
         value = self._values[name]
         if not isinstance(value, Config):
             READS.add(self._prefix + name)
+            self._reads.add(self._prefix + name)
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -176,18 +177,21 @@ class Config:
         return f"Config({self._values!r})"
 
 
-def build(fields: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
-    """Checks nested `values` against nested `fields`, fills in defaults, and returns the `Config`."""
+def build(fields: Mapping[str, Any], values: Mapping[str, Any], prefix: str = "") -> Config:
+    """Checks nested `values` against nested `fields`, fills in defaults, and returns the `Config`.
+
+    Args:
+      prefix: of the keys in messages, for a group that is built by itself, such as `"task.options."`.
+    """
+    reads: set[str] = set()
 
     def group(fields: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> Config:
         if not isinstance(values, Mapping):
             raise ValueError(f"config.{prefix[:-1]}={values!r}: takes a group with the keys {', '.join(fields)}")
         for name in values:
             if name not in fields:
-                raise ValueError(
-                    f"config.{prefix}{name}: no such "
-                    f"key{nearest(name, fields) or f'; there are: {chr(32).join(fields)}'}"
-                )
+                known = f"; there are: {' '.join(fields)}" if fields else "; there are none"
+                raise ValueError(f"config.{prefix}{name}: no such key{nearest(name, fields) or known}")
         out = {}
         for name, field in fields.items():
             key = prefix + name
@@ -195,9 +199,24 @@ def build(fields: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
                 out[name] = check(key, field, values.get(name, field.default))
             else:
                 out[name] = group(field, values.get(name, {}), key + ".")
-        return Config(out, prefix)
+        return Config(out, prefix, reads)
 
-    return group(fields, values, "")
+    return group(fields, values, prefix)
+
+
+def unread(config: Config, fields: Mapping[str, Any], groups: Sequence[str]) -> list[str]:
+    """Keys in `groups` that differ from their default and that nobody has read, as `config.key=value`."""
+    values = flat_values(config)
+    declared = {config._prefix + name: field for name, field in flatten(fields).items()}
+    defaults = flat_values(build(fields, {}, config._prefix))
+    return [
+        f"config.{config._prefix}{name}={value}"
+        for name, value in values.items()
+        if (key := config._prefix + name).startswith(tuple(groups))
+        and key in declared
+        and value != defaults[name]
+        and key not in config._reads
+    ]
 
 
 def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Field]:
@@ -227,7 +246,7 @@ def flat_values(config: Config) -> dict[str, Any]:
     return walk(json.loads(json.dumps(as_dict(config))), "")
 
 
-_FREE = ("model.options", "train.options")
+_FREE = ("model.options", "task.options")
 
 
 def digest(config: Config) -> str:

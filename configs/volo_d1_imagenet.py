@@ -3,8 +3,8 @@
     python train.py --config=configs/volo_d1_imagenet.py --workdir=runs/volo_d1
     python train.py --config=configs/volo_d1_imagenet.py:volo_d3 --workdir=runs/volo_d3
 
-Every token learns the label of its image; with `--config.train.teacher=runs/TEACHER`, what a trained model with a head
-for its tokens says (docs/families/volo.md). Needs imagenet2012 prepared as ArrayRecord (docs/data.md).
+Every token learns the label of its image; with `--config.task.options.teacher=runs/TEACHER`, what a trained model with
+a head for its tokens says (docs/families/volo.md). Needs imagenet2012 prepared as ArrayRecord (docs/data.md).
 
 Cost: 26.6 M parameters, 6.9 G multiply-adds an image forward.
 Expected: 84.2% top-1 after 300 epochs, 85.2% of volo_d2, 85.4% of volo_d3, 85.7% of volo_d4, 86.1% of volo_d5

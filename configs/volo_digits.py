@@ -28,5 +28,5 @@ def get_config():
         dense=True,
         mix_token=False,  # two digits in one image are too much for 60 epochs of 1442
     )
-    config.train.token_labels = 0.5
+    config.task.options.token_labels = 0.5
     return config

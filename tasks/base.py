@@ -8,16 +8,17 @@ for it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+import configs
 import models
+import naming
+from configs import Config, Field
 from tasks.metrics import Metric, mean
 
 if TYPE_CHECKING:
@@ -51,19 +52,25 @@ class Task:
       trains: False for a task that has nothing to learn: `train.py` refuses it and it runs under `eval.py` alone.
       best_metric: the result that chooses the best checkpoint and whether `"max"` or `"min"` is better.
       columns: the results shown in the table on the terminal, in this order; empty shows every scalar result.
+      known_options: what `config.task.options` takes, each with its default, meaning and bounds; `self.options` holds
+        their values, checked.
     """
 
     trains: ClassVar[bool] = True
     best_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("loss", "min")
     columns: ClassVar[tuple[str, ...]] = ()
+    known_options: ClassVar[Mapping[str, Field]] = {}
 
     def __init__(self, config: Any, info: Any):
-        """Keeps the whole configuration (attribute access) and what the data source says of itself (`Source.info`).
+        """Keeps the whole configuration (attribute access), what the data source says of itself (`Source.info`) and
+        the task's own options.
 
-        A task with options of its own takes them as further keyword arguments; they come from `config.train.options`.
+        Raises:
+          ValueError: an option that the task does not have, or a value that it does not take.
         """
         self.config = config
         self.info = info
+        self.options: Config = configs.build(self.known_options, config.task.options, "task.options.")
 
     # Model and data ---------------------------------------------------------------------------------------------------
 
@@ -172,7 +179,7 @@ _REGISTRY: dict[str, type[Task]] = {}
 
 
 def register(name: str) -> Callable[[type[Task]], type[Task]]:
-    """Class decorator that makes a task known as `config.train.task=name`. Raises ValueError for a taken name."""
+    """Class decorator that makes a task known as `config.task.name=name`. Raises ValueError for a taken name."""
 
     def add(task: type[Task]) -> type[Task]:
         if name in _REGISTRY:
@@ -188,23 +195,27 @@ def names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def create(name: str, config: Any, info: Any) -> Task:
-    """The task of that name, with `config.train.options` as further keyword arguments of its constructor.
+def find(name: str) -> type[Task]:
+    """The class of the task of that name, or of a module of the user's, `package.module:Class`.
 
     Raises:
-      ValueError: a name that nobody registered, or an option that the task does not have; the message names the
-      nearest.
+      ValueError: a name that nobody registered, or no such class; the message names the nearest.
     """
+    if naming.is_outside(name):
+        found = naming.load(name, "config.task.name")
+        if not (isinstance(found, type) and issubclass(found, Task)):
+            raise ValueError(f"config.task.name={name!r}: takes a subclass of tasks.Task, this is {found!r}")
+        return found
     if name not in _REGISTRY:
-        raise ValueError(f"config.train.task={name!r}: there are {', '.join(names())}{_nearest(name, _REGISTRY)}")
-    known = list(inspect.signature(_REGISTRY[name].__init__).parameters)[3:]
-    for option in config.train.options:
-        if option not in known:
-            there = f"it has {', '.join(known)}{_nearest(option, known)}" if known else "it has none"
-            raise ValueError(f"config.train.options.{option}: no such option of task {name!r}; {there}")
-    return _REGISTRY[name](config, info, **config.train.options)
+        near = naming.hint(name, _REGISTRY)
+        raise ValueError(f"config.task.name={name!r}: there are {', '.join(names())}, or module:Class{near}")
+    return _REGISTRY[name]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (nearest: {close[0]})" if close else ""
+def create(config: Config, info: Any) -> Task:
+    """The task that `config.task` describes, for data that says `info` of itself.
+
+    Raises:
+      ValueError: a name that nobody registered, or an option that the task does not have or take.
+    """
+    return find(config.task.name)(config, info)

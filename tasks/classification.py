@@ -1,8 +1,5 @@
 """Image classification: softmax or sigmoid loss, label smoothing, mixup, CutMix, distillation from a frozen teacher,
 and token labels.
-
-Keys of `config.train` that it reads: `loss`, `label_smoothing`, `mixup`, `cutmix`, `mixup_probability`,
-`mixup_switch_probability`, `teacher`, `distill`, `distill_weight`, `distill_temperature`, `token_labels`.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from configs import Field
 from tasks import metrics
 from tasks.base import Batch, Chart, Outputs, Partners, Task, register
 from tasks.calibration import expected_calibration_error, reliability, temperature_scaling
@@ -26,6 +24,26 @@ from tasks.token_labels import dense_predictions, shared_target, token_label_los
 
 # A dense confusion matrix of 2,000 classes is 16 MB on the device and about 10 MB of JSON; larger sets go without.
 MOST_CONFUSION_CLASSES = 2000
+
+OPTIONS = {
+    "loss": Field("softmax", "Softmax cross entropy, or one sigmoid per class.", choices=("softmax", "sigmoid")),
+    "label_smoothing": Field(0.0, "Probability taken from the label and spread over all classes.", low=0, high=0.999),
+    "mixup": Field(0.0, "Alpha of mixup's Beta distribution; 0 is off.", low=0),
+    "cutmix": Field(0.0, "Alpha of CutMix's Beta distribution; 0 is off.", low=0),
+    "mixup_probability": Field(1.0, "Probability that a batch is mixed at all.", low=0, high=1),
+    "mixup_switch_probability": Field(0.5, "Probability of CutMix where both are on.", low=0, high=1),
+    "teacher": Field("", "Workdir or checkpoint of a frozen teacher; its moving average where it has one."),
+    "distill": Field(
+        "none", "Learn from the teacher's probabilities or from its decisions.", choices=("none", "soft", "hard")
+    ),
+    "distill_weight": Field(0.5, "Share of the distillation loss.", low=0, high=1),
+    "distill_temperature": Field(1.0, "Temperature of soft distillation.", low=1e-6),
+    "token_labels": Field(
+        0.0,
+        "Weight of the loss of every token's own logits beside that of the image (docs/tasks.md); 0 is off.",
+        low=0,
+    ),
+}
 
 
 def classification_loss(logits: Float[Array, "B C"], target: Float[Array, "B C"], kind: str) -> Float[Array, " B"]:
@@ -70,6 +88,8 @@ class Classification(Task):
     best_metric = ("top1", "max")
     columns = ("top1", "top5", "loss", "nll", "ece", "calibrated/nll", "calibrated/ece", "calibrated/temperature")
 
+    known_options = OPTIONS
+
     def __init__(self, config: Any, info: Any):
         super().__init__(config, info)
         if not info.num_classes:
@@ -77,17 +97,18 @@ class Classification(Task):
                 f"task 'classification' needs labels; {info.name!r} has the fields {', '.join(info.fields)} and no "
                 f"classes"
             )
-        train = config.train
-        if train.token_labels:
-            if train.distill != "none":
+        options = self.options
+        if options.token_labels:
+            if options.distill != "none":
                 raise ValueError(
-                    f"config.train.token_labels={train.token_labels} with config.train.distill={train.distill!r}: a "
-                    "teacher labels the tokens or the image; token labels take distill=none"
+                    f"config.task.options.token_labels={options.token_labels} with config.task.options.distill="
+                    f"{options.distill!r}: a teacher labels the tokens or the image; token labels take distill=none"
                 )
-        elif (train.distill == "none") != (not train.teacher):
+        elif (options.distill == "none") != (not options.teacher):
             raise ValueError(
-                f"config.train.distill={train.distill!r} with config.train.teacher={train.teacher!r}: distilling takes "
-                "a teacher (a workdir or checkpoint) and distill=soft or hard; training without one takes neither"
+                f"config.task.options.distill={options.distill!r} with config.task.options.teacher="
+                f"{options.teacher!r}: distilling takes a teacher (a workdir or checkpoint) and distill=soft or hard; "
+                f"training without one takes neither"
             )
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -96,20 +117,20 @@ class Classification(Task):
 
     def partners(self, load: Callable[[str], nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
         """The teacher, if the configuration names one; an evaluation has no use for it."""
-        teacher = self.config.train.teacher
+        teacher = self.options.teacher
         return {"teacher": load(teacher)} if teacher and train else {}
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         """Mixes images and adds `target` `[B, C]`."""
-        train = self.config.train
+        options = self.options
         image, target = mix(
             batch["image"],
             jax.nn.one_hot(batch["label"], self.info.num_classes),
             key,
-            mixup=train.mixup,
-            cutmix=train.cutmix,
-            probability=train.mixup_probability,
-            switch_probability=train.mixup_switch_probability,
+            mixup=options.mixup,
+            cutmix=options.cutmix,
+            probability=options.mixup_probability,
+            switch_probability=options.mixup_switch_probability,
         )
         return {**batch, "image": image, "target": target}
 
@@ -122,7 +143,7 @@ class Classification(Task):
         answer = model(batch["image"], train=True, key=key)
         outputs = dict(answer) if isinstance(answer, Mapping) else {"logits": answer}
         if "teacher" in partners:
-            if self.config.train.token_labels:
+            if self.options.token_labels:
                 outputs["teacher_token_logits"] = dense_predictions(partners["teacher"], batch["image"])
             else:
                 outputs["teacher_logits"] = partners["teacher"](batch["image"])
@@ -131,28 +152,29 @@ class Classification(Task):
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """In training (the batch has a `target`) with label smoothing, distillation and token labels; in evaluation
         plainly against the label."""
-        train = self.config.train
+        options = self.options
         if "target" in batch:
-            own = optax.smooth_labels(batch["target"], train.label_smoothing)
+            own = optax.smooth_labels(batch["target"], options.label_smoothing)
         else:
             own = jax.nn.one_hot(batch["label"], self.info.num_classes)
         target = shared_target(own, outputs)
-        label_loss = metrics.weighted_mean(classification_loss(outputs["logits"], target, train.loss), batch)
-        if train.token_labels and "target" in batch:
-            tokens = token_label_loss(outputs, own, functools.partial(classification_loss, kind=train.loss))
+        label_loss = metrics.weighted_mean(classification_loss(outputs["logits"], target, options.loss), batch)
+        if options.token_labels and "target" in batch:
+            tokens = token_label_loss(outputs, own, functools.partial(classification_loss, kind=options.loss))
             token_loss = metrics.weighted_mean(tokens, batch)
-            total = label_loss + train.token_labels * token_loss
+            total = label_loss + options.token_labels * token_loss
             return total, {"label_loss": label_loss, "token_loss": token_loss}
         if "token_logits" in outputs:
-            raise ValueError("config.train.token_labels is 0, and nothing else trains the logits of the tokens")
+            raise ValueError("config.task.options.token_labels is 0, and nothing else trains the logits of the tokens")
         if "teacher_logits" not in outputs:
             if "distillation_logits" in outputs:
-                raise ValueError("config.train.teacher is empty, and nothing else trains the distillation token")
+                raise ValueError("config.task.options.teacher is empty, and nothing else trains the distillation token")
             return label_loss, {}
         student = outputs.get("distillation_logits", outputs["logits"])
-        distillation = distillation_loss(student, outputs["teacher_logits"], train.distill, train.distill_temperature)
+        teacher, temperature = outputs["teacher_logits"], options.distill_temperature
+        distillation = distillation_loss(student, teacher, options.distill, temperature)
         teacher_loss = metrics.weighted_mean(distillation, batch)
-        total = (1 - train.distill_weight) * label_loss + train.distill_weight * teacher_loss
+        total = (1 - options.distill_weight) * label_loss + options.distill_weight * teacher_loss
         return total, {"label_loss": label_loss, "distillation_loss": teacher_loss}
 
     def predictions(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:

@@ -43,8 +43,8 @@ def token_label_loss(
     """
     if "token_logits" not in outputs:
         raise ValueError(
-            "config.train.token_labels needs a model that gives logits of its tokens in training, such as volo_d1 with "
-            "config.model.options.dense=True"
+            "config.task.options.token_labels needs a model that gives logits of its tokens in training, such as "
+            "volo_d1 with config.model.options.dense=True"
         )
     logits = outputs["token_logits"]
     batch, tokens, classes = logits.shape
@@ -52,8 +52,8 @@ def token_label_loss(
         theirs = jax.lax.stop_gradient(outputs["teacher_token_logits"].astype(jnp.float32))
         if theirs.shape != logits.shape:
             raise ValueError(
-                f"config.train.teacher gives {theirs.shape[1]} tokens of {theirs.shape[2]} classes, the model {tokens} "
-                f"of {classes}: token labels need the same"
+                f"config.task.options.teacher gives {theirs.shape[1]} tokens of {theirs.shape[2]} classes, the model "
+                f"{tokens} of {classes}: token labels need the same"
             )
         targets = jax.nn.softmax(theirs)
     else:
@@ -66,7 +66,7 @@ def dense_predictions(teacher: Any, images: Float[Array, "B Y X c"]) -> Float[Ar
     found = teacher.features(images)
     if "token_logits" not in found:
         raise ValueError(
-            f"config.train.teacher is a {type(teacher).__name__} without logits of its tokens: token labels take a "
-            "teacher that has them, or none"
+            f"config.task.options.teacher is a {type(teacher).__name__} without logits of its tokens: token labels "
+            "take a teacher that has them, or none"
         )
     return found["token_logits"]

@@ -141,7 +141,7 @@ CASES = [
     Case("bad duration", r"config.train.steps='ten': takes a duration such as", {"train.steps": "ten"}),
     Case("unknown model", r"vit_z16.*nearest.*vit_", {"model.name": "vit_z16"}),
     Case("unknown model option", r"pool_kind.*nearest|pool_kind.*pool", {"model.options.pool_kind": "avg"}),
-    Case("unknown task", r"classificaton.*classification", {"train.task": "classificaton"}),
+    Case("unknown task", r"classificaton.*classification", {"task.name": "classificaton"}),
     Case("unknown transform", r"flipp.*flip", {"data.train_transforms": "flipp|normalize"}),
     Case("freeze matches nothing", r"freeze.*blocks.77", {"optim.freeze": "blocks.77.*"}),
     Case("warm-up longer than the run", r"warmup=50 .* more than config.train.steps=4", {"optim.warmup": 50}),
@@ -288,7 +288,9 @@ CASES = [
     ),
     Case("init_weights alone", r"init_weights=ema: needs config.model.init_from", {"model.init_weights": "ema"}),
     Case(
-        "teacher missing", r"no workdir or checkpoint .*nowhere", {"train.teacher": "nowhere", "train.distill": "soft"}
+        "teacher missing",
+        r"no workdir or checkpoint .*nowhere",
+        {"task.options.teacher": "nowhere", "task.options.distill": "soft"},
     ),
     Case(
         "every checkpoint damaged", r"cannot be read", workdir=True, prepare=lambda t, f: corrupt_all(t / "run") or []

@@ -21,6 +21,7 @@ LEVEL = {
     "models": 4,
     "attn": 5,
     "kernels": 6,
+    "naming": 7,
 }
 INSIDE = {
     "models": {"families": 0, "hosts": 1, "attention": 2, "layers": 3, "weights": 3, "core": 4},

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import configs
+from configs import base
 from training.run.log import Terminal
 
 # Shared by all tests and their child processes: the same small programs are compiled once.
@@ -26,6 +27,10 @@ TINY = {
     "log.tensorboard": False,
     "log.cache_directory": str(CACHE),
 }
+
+
+OWN_MODEL = {"model__name": base.FIELDS["model"]["name"].default, "model__options": {}}
+"""Overrides for a task that builds a model of its own: a key that it does not read may not be set."""
 
 
 def config(**overrides):

@@ -59,6 +59,6 @@ def from_scratch(
     config.optim.warmup = warmup
     config.optim.clip_norm = clip_norm
     config.train.steps = "300 epochs"
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.8
-    config.train.cutmix = 1.0
+    config.task.options.label_smoothing = 0.1
+    config.task.options.mixup = 0.8
+    config.task.options.cutmix = 1.0

@@ -18,7 +18,7 @@ def digits(config: ConfigDict, image_size: int = 16) -> ConfigDict:
     config.optim.clip_norm = 1.0
     config.optim.ema = 0.99
     config.train.steps = "60 epochs"
-    config.train.label_smoothing = 0.1
+    config.task.options.label_smoothing = 0.1
     config.checkpoint.every_steps = config.eval.every_steps = "20%"
     config.log.every_steps = 25
     return config

@@ -46,7 +46,7 @@ def halonet(config: ConfigDict, name: str) -> ConfigDict:
     config.optim.warmup = "10 epochs"
     config.optim.ema = 0.9999
     config.train.steps = "350 epochs"
-    config.train.label_smoothing = 0.1
+    config.task.options.label_smoothing = 0.1
     return config
 
 
@@ -70,10 +70,10 @@ def halonet_hybrid(config: ConfigDict, name: str) -> ConfigDict:
     config.optim.weight_decay = 0.01
     config.optim.warmup = "5 epochs"
     config.train.steps = "600 epochs"
-    config.train.loss = "sigmoid"
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.2
-    config.train.cutmix = 1.0
+    config.task.options.loss = "sigmoid"
+    config.task.options.label_smoothing = 0.1
+    config.task.options.mixup = 0.2
+    config.task.options.cutmix = 1.0
     return config
 
 

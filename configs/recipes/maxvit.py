@@ -65,5 +65,5 @@ def _common(config: ConfigDict) -> None:
     config.data.train_transforms = "random_resized_crop({size})|flip|randaugment(2, 15)|normalize"
     config.optim.clip_norm = 1.0
     config.optim.ema = 0.9999
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.8
+    config.task.options.label_smoothing = 0.1
+    config.task.options.mixup = 0.8

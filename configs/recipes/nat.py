@@ -48,5 +48,5 @@ def nat_finetune(config: ConfigDict, name: str) -> ConfigDict:
     config.optim.warmup = 0
     config.optim.clip_norm = 5.0
     config.train.steps = "30 epochs"
-    config.train.label_smoothing = 0.1
+    config.task.options.label_smoothing = 0.1
     return config

@@ -42,7 +42,7 @@ def swin_finetune(config: ConfigDict, name: str) -> ConfigDict:
     config.optim.warmup = "5 epochs"
     config.optim.clip_norm = 5.0
     config.train.steps = "30 epochs"
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.8
-    config.train.cutmix = 1.0
+    config.task.options.label_smoothing = 0.1
+    config.task.options.mixup = 0.8
+    config.task.options.cutmix = 1.0
     return config

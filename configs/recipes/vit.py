@@ -26,9 +26,9 @@ def deit(config: ConfigDict, image_size: int = 224, drop_path: float = 0.1) -> C
     config.optim.warmup = "5 epochs"
     config.optim.ema = 0.99996
     config.train.steps = "300 epochs"
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.8
-    config.train.cutmix = 1.0
+    config.task.options.label_smoothing = 0.1
+    config.task.options.mixup = 0.8
+    config.task.options.cutmix = 1.0
     config.eval.use_ema = False
     config.train.precision = "bfloat16"
     config.checkpoint.every_steps = "1%"
@@ -68,7 +68,7 @@ def big_vision(config: ConfigDict, image_size: int = 224) -> ConfigDict:
     config.optim.clip_norm = 1.0
     config.optim.warmup = 10_000
     config.train.steps = "90 epochs"
-    config.train.mixup = 0.2
+    config.task.options.mixup = 0.2
     config.train.precision = "bfloat16"
     config.checkpoint.every_steps = "1%"
     config.eval.every_steps = "5%"
@@ -111,8 +111,8 @@ def cifar(config: ConfigDict, name: str) -> ConfigDict:
     config.optim.final_fraction = 0.01
     config.optim.clip_norm = 1.0
     config.train.steps = "200 epochs"
-    config.train.label_smoothing = 0.1
-    config.train.mixup = 0.8
-    config.train.cutmix = 1.0
+    config.task.options.label_smoothing = 0.1
+    config.task.options.mixup = 0.8
+    config.task.options.cutmix = 1.0
     config.checkpoint.every_steps = config.eval.every_steps = "10 epochs"
     return config

@@ -22,7 +22,7 @@ def volo(config: ConfigDict, name: str) -> ConfigDict:
     commands): 300 epochs with token labels and mix-token, no other mixing of images and no clipping of gradients.
 
     The official run takes token labels from an NFNet-F6, written down beforehand. Here every token has the label of its
-    image, or what a teacher says of it: `config.train.teacher`, a trained model with a head for its tokens. The
+    image, or what a teacher says of it: `config.task.options.teacher`, a trained model with a head for its tokens. The
     official run resizes crops by a random choice of bilinear and bicubic, here bicubic, and goes on at the last rate
     for 10 epochs. D4 and D5 have no command there; they are given D2's.
 
@@ -67,5 +67,5 @@ def _token_labels(config: ConfigDict, name: str) -> None:
     config.model.drop_path = VOLO_DROP_PATH["_".join(name.split("_")[:2])]
     config.model.options = dict(dense=True, mix_token=True)
     imagenet_224(config)
-    config.train.label_smoothing = 0.1
-    config.train.token_labels = 0.5
+    config.task.options.label_smoothing = 0.1
+    config.task.options.token_labels = 0.5

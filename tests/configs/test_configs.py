@@ -94,7 +94,6 @@ def test_a_file_gets_its_argument_and_may_change_values_only(tmp_path):
         ("train.steps", "10%", "cannot be a share"),
         ("optim.warmup", "150%", "duration"),
         ("optim.accumulate", "7", "must divide data.batch_size"),
-        ("train.distill", "soft", "train.teacher"),
         ("data.std", "0,0,0", "positive"),
         ("mesh.data", "0", "-1 or a number"),
     ],
@@ -149,8 +148,27 @@ def test_saved_configurations_round_trip_and_differ_only_where_it_matters():
     (line,) = configs.differences(saved, configs.replace(config, optim__learning_rate=0.5))
     assert line.startswith("optim.learning_rate: ")
     assert line.endswith("-> 0.5")
-    (line,) = configs.differences(saved, configs.replace(config, model__options={"pool": "map"}))
-    assert line.startswith("model.options")
+    other = configs.replace(config, model__options={**saved["model"]["options"], "pool": "map"})
+    assert configs.differences(saved, other) == ["model.options.pool: unset -> 'map'"]
+
+
+def test_keys_of_older_configurations_have_their_present_names():
+    older = configs.as_dict(configs.load(QUICKSTART, SMALL))
+    older["task"] = {}
+    older["train"] |= {"task": "classification", "loss": "sigmoid", "mixup": 0.2, "cutmix": 0.0, "options": {}}
+    config = configs.from_dict(older, {"train.teacher": "runs/a"})
+    assert configs.as_dict(config.task) == {
+        "name": "classification",
+        "options": {"loss": "sigmoid", "mixup": 0.2, "teacher": "runs/a"},
+    }
+
+
+def test_a_key_that_was_set_and_not_read_is_found():
+    config = configs.replace(configs.load(QUICKSTART, SMALL), optim__momentum=0.5)
+    assert "config.optim.momentum=0.5" in configs.unread(config)
+    assert config.optim.momentum == 0.5
+    assert "config.optim.momentum=0.5" not in configs.unread(config)
+    assert not any("optim.b1" in line for line in configs.unread(config))  # at its default
 
 
 def test_every_key_is_documented():

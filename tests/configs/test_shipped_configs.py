@@ -179,8 +179,8 @@ def test_every_shipped_configuration_works_and_together_they_read_every_key(sets
             traced(config)
 
     # Options that no shipped configuration turns on, and what only the command reads.
-    teacher = {"train.teacher": str(tmp_path / "quickstart"), "train.distill": "soft", "log.example_ids": True}
-    train(small("quickstart", "", sets, **teacher), "student")
+    teacher = {"task.options.teacher": str(tmp_path / "quickstart"), "task.options.distill": "soft"}
+    train(small("quickstart", "", sets, **teacher, **{"log.example_ids": True}), "student")
     import train as command
 
     values = [f"--config.{key}={value}" for key, value in {**SMALL, **STAGES}.items()]
@@ -207,7 +207,7 @@ def test_the_control_is_the_same_file_with_another_attention(name):
 
     config = configs.load(f"{ROOT / 'configs' / name}.py", {"model.attention": "identity", "data.directory": ""})
     info = feeding.open_source(config, config.data.name, config.data.train_split).info
-    _, _, params, _ = abstract_model(tasks.create(config.train.task, config, info))
+    _, _, params, _ = abstract_model(tasks.create(config, info))
     attention = {key.rpartition(".attn.")[2].partition(".")[0] for key in params if ".attn." in key}
     assert attention == {"value", "proj"}
 
@@ -224,7 +224,7 @@ def test_full_size_models_have_the_parameters_they_state(name, argument, sets):
     info = feeding.open_source(config, config.data.name, config.data.train_split).info
     if name == "finetune_folder":
         info = dataclasses.replace(info, num_classes=1000)
-    _, _, params, _ = abstract_model(tasks.create(config.train.task, config, info))
+    _, _, params, _ = abstract_model(tasks.create(config, info))
     millions = (
         sum(
             np.prod(p.shape)

@@ -126,7 +126,7 @@ test_model_state.train(
     folder / "normed", **mesh, data__train_transforms=flip, optim__name="sgd", optim__learning_rate=0.1
 )
 config = tiny.config(
-    **mesh, model__drop_path=0.2, train__mixup=0.8, optim__ema=0.9, optim__accumulate=2, optim__name="lamb"
+    **mesh, model__drop_path=0.2, task__options__mixup=0.8, optim__ema=0.9, optim__accumulate=2, optim__name="lamb"
 )
 loop.train(config, folder / "vit", terminal=tiny.quiet())
 """

@@ -26,7 +26,7 @@ INFO = data.Info(
 
 
 def task(**overrides):
-    return tasks.create("classification", tiny.config(**overrides), INFO)
+    return tasks.create(tiny.config(**overrides), INFO)
 
 
 def batch(size=8, classes=4):
@@ -37,7 +37,7 @@ def batch(size=8, classes=4):
 
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(ValueError, match=r"nearest: classification"):
-        tasks.create("clasification", tiny.config(), INFO)
+        tasks.create(tiny.config(task__name="clasification"), INFO)
 
 
 def test_a_taken_name_is_refused():
@@ -45,10 +45,46 @@ def test_a_taken_name_is_refused():
         tasks.register("classification")(Task)
 
 
+def test_options_are_those_of_the_task():
+    for options, message in (
+        ({"label_smothing": 0.1}, r"config\.task\.options\.label_smothing: no such key \(nearest: label_smoothing\)"),
+        ({"mixup": "much"}, r"config\.task\.options\.mixup='much': takes a number, at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            task(task__options=options)
+    with pytest.raises(ValueError, match=r"config\.task\.options\.mixup: no such key; there are none"):
+        tiny_tasks.MeanBrightness(tiny.config(task__options={"mixup": 0.1}), INFO)
+
+
+def test_a_task_may_come_from_a_module_of_the_users():
+    assert tasks.find("tiny_tasks:Restoration") is tiny_tasks.Restoration
+    for name, message in (
+        ("tiny_taskz:Restoration", r"config\.task\.name='tiny_taskz:Restoration': there is no module 'tiny_taskz'"),
+        ("tiny_tasks:Restauration", r"tiny_tasks has no 'Restauration' \(nearest: Restoration"),
+        ("tiny_tasks:restoration_source", r"takes a subclass of tasks\.Task"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks.find(name)
+
+
+def test_an_error_in_a_module_of_the_users_has_its_place(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_task.py").write_text("import jax\n\nx = undefined\n")
+    (tmp_path / "unread_task.py").write_text("def f(:\n")
+    (tmp_path / "needy_task.py").write_text("import no_such_thing\n")
+    for name, message in (
+        ("broken_task:A", r"broken_task\.py:3: NameError: name 'undefined'"),
+        ("unread_task:A", r"unread_task\.py:1: SyntaxError: "),
+        ("needy_task:A", r"needy_task\.py:1: ModuleNotFoundError: No module named 'no_such_thing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks.find(name)
+
+
 @pytest.mark.parametrize(("distill", "teacher"), [("soft", ""), ("none", "runs/teacher")])
 def test_distillation_needs_teacher_and_kind(distill, teacher):
     with pytest.raises(ValueError, match="distill"):
-        task(train__distill=distill, train__teacher=teacher)
+        task(task__options__distill=distill, task__options__teacher=teacher)
 
 
 def test_a_model_is_built_from_the_configuration():
@@ -73,7 +109,7 @@ def test_softmax_and_sigmoid_loss_equal_numpy():
     target = np.eye(4)[label] * 0.9 + 0.1 / 4
     bce = np.logaddexp(0, logits) - target * logits
     training = {**evaluation, "target": jnp.eye(4)[label]}
-    smooth = task(train__loss="sigmoid", train__label_smoothing=0.1)
+    smooth = task(task__options__loss="sigmoid", task__options__label_smoothing=0.1)
     assert float(smooth.loss({"logits": jnp.array(logits)}, training)[0]) == pytest.approx(bce.sum(1).mean(), rel=1e-6)
     # In evaluation nothing is smoothed.
     plain = (np.logaddexp(0, logits) - np.eye(4)[label] * logits).sum(1).mean()
@@ -108,9 +144,9 @@ class TwoHeads:
 
 def test_distillation_weighs_both_heads_and_leaves_the_teacher_out_of_evaluation():
     distilling = task(
-        train__distill="hard",
-        train__teacher="runs/teacher",
-        train__distill_weight=0.25,
+        task__options__distill="hard",
+        task__options__teacher="runs/teacher",
+        task__options__distill_weight=0.25,
     )
     loaded = []
     teacher = TwoHeads(1.0)
@@ -127,7 +163,7 @@ def test_distillation_weighs_both_heads_and_leaves_the_teacher_out_of_evaluation
     assert float(distilling.loss(swapped, examples)[1]["label_loss"]) == float(parts["label_loss"])
     assert float(distilling.loss(swapped, examples)[1]["distillation_loss"]) != float(parts["distillation_loss"])
     assert set(distilling.forward(model, batch(), train=False, key=None, partners={})) == {"logits"}
-    with pytest.raises(ValueError, match=r"train\.teacher is empty"):
+    with pytest.raises(ValueError, match=r"task\.options\.teacher is empty"):
         distilling.loss({k: v for k, v in outputs.items() if k != "teacher_logits"}, examples)
 
 
@@ -204,6 +240,7 @@ def other(**overrides):
         optim__weight_decay=0.0,
         log__every_steps=20,
         data__batch_size=8,
+        **tiny.OWN_MODEL,
         **overrides,
     )
 
@@ -251,6 +288,6 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     names = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
     source = tiny_tasks.restoration_source()
-    config = other(train__task="denoising")
+    config = other(task__name="denoising")
     result = loop.train(config, tmp_path, sources={"train": source, "test": source}, terminal=tiny.quiet())
     assert result["metrics"]["test"]["psnr"] > 15

@@ -114,7 +114,7 @@ INFO = data.Info(name="s", split="train", fields={"image": "image", "label": "la
 
 
 def task(**overrides):
-    return tasks.create("classification", tiny.config(**{"train__token_labels": 0.5, **overrides}), INFO)
+    return tasks.create(tiny.config(**{"task__options__token_labels": 0.5, **overrides}), INFO)
 
 
 def batch(size=4):
@@ -134,7 +134,7 @@ def outputs(classes=5, tokens=6):
 def test_the_loss_is_that_of_the_paper(teacher):
     """CE of the class token against both labels by share, and half the mean CE of the tokens, against what the teacher
     says of each of them or the image's own label."""
-    labelled = task(train__label_smoothing=0.1)
+    labelled = task(task__options__label_smoothing=0.1)
     examples = labelled.prepare(batch(), KEY)
     found = outputs()
     target = np.eye(5)[np.asarray(examples["label"])] * 0.9 + 0.1 / 5
@@ -155,7 +155,7 @@ def test_the_loss_is_that_of_the_paper(teacher):
 
 
 def test_sigmoid_losses_and_the_training_accuracy_know_of_the_mixture():
-    labelled = task(train__loss="sigmoid")
+    labelled = task(task__options__loss="sigmoid")
     examples = labelled.prepare(batch(), KEY)
     found = {name: jnp.asarray(value, jnp.float32) for name, value in outputs().items()}
     target = np.eye(5)[np.asarray(examples["label"])]
@@ -169,7 +169,7 @@ def test_sigmoid_losses_and_the_training_accuracy_know_of_the_mixture():
 
 def test_a_teacher_labels_tokens_or_the_image():
     examples = batch()
-    labelled = task(train__teacher="runs/teacher")
+    labelled = task(task__options__teacher="runs/teacher")
     teacher = SimpleNamespace(features=lambda images: {"token_logits": images.mean((2, 3))[:, :, None] * jnp.ones(5)})
     partners = labelled.partners(lambda path: teacher)
     own = {"logits": jnp.ones((4, 5)), "token_logits": jnp.ones((4, 32, 1)) * jnp.arange(5.0)}
@@ -185,15 +185,19 @@ def test_a_teacher_labels_tokens_or_the_image():
     with pytest.raises(ValueError, match="gives 7 tokens of 5 classes, the model 32 of 5"):
         labelled.loss(found | {"teacher_token_logits": jnp.ones((4, 7, 5))}, prepared)
     with pytest.raises(ValueError, match="token labels take distill=none"):
-        task(train__teacher="runs/teacher", train__distill="soft")
+        task(task__options__teacher="runs/teacher", task__options__distill="soft")
 
 
 def test_token_labels_and_their_head_come_together():
     prepared = task().prepare(batch(), KEY)
-    with pytest.raises(ValueError, match=r"config\.train\.token_labels needs a model that gives logits of its tokens"):
+    with pytest.raises(
+        ValueError, match=r"config\.task\.options\.token_labels needs a model that gives logits of its tokens"
+    ):
         task().loss({"logits": jnp.ones((4, 5))}, prepared)
-    with pytest.raises(ValueError, match=r"config\.train\.token_labels is 0"):
-        task(train__token_labels=0.0).loss({name: jnp.asarray(value) for name, value in outputs().items()}, prepared)
+    with pytest.raises(ValueError, match=r"config\.task\.options\.token_labels is 0"):
+        task(task__options__token_labels=0.0).loss(
+            {name: jnp.asarray(value) for name, value in outputs().items()}, prepared
+        )
 
 
 @pytest.mark.slow
@@ -207,7 +211,7 @@ def test_a_run_learns_from_token_labels_and_teaches(tmp_path):
         model__drop_path=0.1,
         optim__accumulate=2,
         optim__learning_rate=1e-2,
-        train__token_labels=0.5,
+        task__options__token_labels=0.5,
     )
     result = loop.train(config(train__steps=8), tmp_path / "teacher", terminal=tiny.quiet())
     rows = tiny.rows(tmp_path / "teacher")
@@ -217,6 +221,6 @@ def test_a_run_learns_from_token_labels_and_teaches(tmp_path):
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.02
     for row in rows:
         assert row["loss"] == pytest.approx(row["label_loss"] + 0.5 * row["token_loss"], rel=1e-4)
-    taught = config(train__steps=2, train__teacher=str(tmp_path / "teacher"))
+    taught = config(train__steps=2, task__options__teacher=str(tmp_path / "teacher"))
     loop.train(taught, tmp_path / "student", terminal=tiny.quiet())
     assert np.isfinite([row["token_loss"] for row in tiny.rows(tmp_path / "student")]).all()

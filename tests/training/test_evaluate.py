@@ -197,7 +197,7 @@ def test_a_task_that_never_trains_runs_under_eval(tmp_path, monkeypatch, capsys)
     config = tmp_path / "brightness.py"
     config.write_text(
         "from configs import base\n\n\ndef get_config():\n    config = base.get_config()\n"
-        f"    config.train.task, config.data.name = 'mean_brightness', {SYNTHETIC!r}\n"
+        f"    config.task.name, config.data.name = 'mean_brightness', {SYNTHETIC!r}\n"
         "    config.data.image_size, config.data.batch_size = 16, 16\n"
         "    config.data.eval_transforms = 'value_range(0, 1)'\n    return config\n"
     )
@@ -221,7 +221,7 @@ def test_a_generative_task_writes_its_samples(tmp_path, monkeypatch, capsys):
     config = tmp_path / "noise.py"
     config.write_text(
         "from configs import base\n\n\ndef get_config():\n    config = base.get_config()\n"
-        f"    config.train.task, config.data.name = 'noise', {SYNTHETIC!r}\n"
+        f"    config.task.name, config.data.name = 'noise', {SYNTHETIC!r}\n"
         "    config.data.image_size, config.data.batch_size = 16, 8\n"
         "    config.data.eval_transforms = 'value_range(0, 1)'\n    return config\n"
     )

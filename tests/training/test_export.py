@@ -216,7 +216,7 @@ def test_a_model_without_a_table_is_exported_without_weights(workdir, tmp_path, 
 
 def test_what_the_command_cannot_export_is_said(tmp_path, monkeypatch):
     text = SimpleNamespace(batch_spec=lambda size: {"text": jax.ShapeDtypeStruct((size, 8), jnp.int32)})
-    of_text = SimpleNamespace(task=text, config=tiny.config(train__task="captions"))
+    of_text = SimpleNamespace(task=text, config=tiny.config(task__name="captions"))
     with pytest.raises(ValueError, match="--export: task captions takes text, not images"):
         export.export(of_text, tmp_path / "out")
     monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -266,6 +266,7 @@ def test_tasks_of_another_kind_go_through_the_same_loop(tmp_path):
             optim__learning_rate=0.03,
             log__every_steps=10,
             optim__weight_decay=0.0,
+            **tiny.OWN_MODEL,
         )
         result = loop.train(
             config,

@@ -36,8 +36,8 @@ CONFIG = [
     "--config.model.options.mlp_width=64",
     "--config.model.dropout=0.1",
     "--config.model.drop_path=0.2",
-    "--config.train.mixup=0.2",
-    "--config.train.cutmix=1.0",
+    "--config.task.options.mixup=0.2",
+    "--config.task.options.cutmix=1.0",
     "--config.optim.ema=0.9",
     "--config.optim.accumulate=2",
 ]

@@ -59,7 +59,7 @@ def load_model(path: str, use_ema: bool = True) -> nnx.Module:
     """
     saved = checkpoint.restore_for_eval(path)
     config = configs.from_dict(saved["config"])
-    _, graph, params, state = abstract_model(tasks.create(config.train.task, config, saved_info(saved)))
+    _, graph, params, state = abstract_model(tasks.create(config, saved_info(saved)))
     new_params, new_state = weights(saved, use_ema)
     return models.merge(graph, fit(new_params, params, path), fit(new_state, state, path))
 
@@ -108,7 +108,7 @@ def read_official(path: str, config: Config, info: data.Info, which: str | None 
       FileNotFoundError: no such file.
       ValueError: the file cannot be read, holds several sets of weights, or does not fit the model.
     """
-    model = abstract_model(tasks.create(config.train.task, config, info))[0]
+    model = abstract_model(tasks.create(config, info))[0]
     found = read(model, path, which, choice="--{}")
     params, model_state, notes = models.convert_weights(model, found)
     _say(path, notes)

@@ -42,7 +42,7 @@ def export(trained: Trained, folder: Path) -> list[Path]:
         raise ValueError(f"--export: run it in one process; there are {jax.process_count()}")
     spec = trained.task.batch_spec(1)
     if "image" not in spec:
-        raise ValueError(f"--export: task {trained.config.train.task} takes {', '.join(spec)}, not images")
+        raise ValueError(f"--export: task {trained.config.task.name} takes {', '.join(spec)}, not images")
     shape = spec["image"].shape[1:]
     graph = trained.evaluator.graph
     params, state = jax.device_get((trained.params, trained.model_state))

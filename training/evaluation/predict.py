@@ -29,7 +29,7 @@ def predict_folder(trained: Trained, folder: str | Path) -> str:
     writer = csv.writer(text, lineterminator="\n")
     for number, batch in enumerate(trained.evaluator.predict(trained.params, trained.model_state, source)):
         if "classes" not in batch:
-            raise ValueError(f"--predict: task {trained.config.train.task} predicts {', '.join(batch)}, not classes")
+            raise ValueError(f"--predict: task {trained.config.task.name} predicts {', '.join(batch)}, not classes")
         if number == 0:
             writer.writerow(_header(batch["classes"].shape[1]))
         for index, classes, probabilities in zip(batch["index"], batch["classes"], batch["probabilities"], strict=True):

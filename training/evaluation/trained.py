@@ -58,16 +58,16 @@ def load(
       config: the configuration to evaluate with; it has to describe the model of the checkpoint.
       use_ema: whether to take the moving average; None takes it if `config.eval.use_ema` and the checkpoint has one.
       info: what the data says of itself, where no checkpoint does.
-      task: in place of the one that `config.train.task` names.
+      task: in place of the one that `config.task.name` names.
 
     Raises:
       ValueError: the weights do not fit the model, there is no moving average, or nothing to load for a task that
         trains.
     """
-    task = task or tasks.create(config.train.task, config, initial.saved_info(saved) if saved else info)
+    task = task or tasks.create(config, initial.saved_info(saved) if saved else info)
     if saved is None:
         if task.trains:
-            raise ValueError(f"task {config.train.task} has to be trained first: give --workdir or --checkpoint")
+            raise ValueError(f"task {config.task.name} has to be trained first: give --workdir or --checkpoint")
         return _place(task, config, task.build_model(nnx.Rngs(config.seed)), "raw", 0)
     if use_ema and not saved["ema"]:
         raise ValueError(f"--ema: {saved['path']} has no moving average (the run had optim.ema=0)")

@@ -59,7 +59,7 @@ def train(
 
     Args:
       workdir: made if absent; holds config.json, checkpoints, logs and, at the end, summary.json.
-      task: in place of the one that `config.train.task` names.
+      task: in place of the one that `config.task.name` names.
       sources: in place of those that `config.data` names: `"train"`, and one for each evaluation set.
       terminal: where progress goes.
       profile: write a profiler trace of a few steps to `workdir/profile`.

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+import configs
 import data
 import models
 import tasks
@@ -81,7 +82,7 @@ def prepare(
     """Builds task, model shapes, optimizer, mesh and the jitted step.
 
     Args:
-      task: in place of the one that `config.train.task` names.
+      task: in place of the one that `config.task.name` names.
       source: in place of the one that `config.data` names.
       devices: in place of those of this process. Where they are those of a described topology, which can be compiled
         for and not run on, `partner_arrays` are shapes.
@@ -92,9 +93,9 @@ def prepare(
     device_mesh = mesh.create(config.mesh, devices)
     mesh.check_batch("config.data.batch_size", config.data.batch_size, device_mesh, config.optim.accumulate)
     source = feeding.open_source(config, config.data.name, config.data.train_split) if source is None else source
-    task = tasks.create(config.train.task, config, source.info) if task is None else task
+    task = tasks.create(config, source.info) if task is None else task
     if not task.trains:
-        raise ValueError(f"config.train.task={config.train.task}: this task has nothing to train; run eval.py")
+        raise ValueError(f"config.task.name={config.task.name}: this task has nothing to train; run eval.py")
     examples = len(source)
     total = _total_steps(config, examples)
 
@@ -126,10 +127,11 @@ def prepare(
     batch_shapes = task.batch_spec(config.data.batch_size)
     feeding.check(config, source, batch_shapes, training=True)
 
+    which = config.model.init_weights
     if config.model.init_from:
         initial.find(config.model.init_from)  # a missing one is said now
-    elif config.model.init_weights != initial.AUTO:
-        raise ValueError(f"config.model.init_weights={config.model.init_weights}: needs config.model.init_from")
+    elif which != initial.AUTO:
+        raise ValueError(f"config.model.init_weights={which}: needs config.model.init_from")
 
     def arrays(seed: Any) -> tuple[Any, Any]:
         return models.split(task.build_model(nnx.Rngs(jax.random.key(seed))))[1:]
@@ -174,6 +176,11 @@ def prepare(
         in_shardings=(shardings, batch_shardings, whole),
         out_shardings=(shardings, whole),
     )
+    if unread := [*configs.unread(config), *configs.unread(task.options, task.known_options)]:
+        raise ValueError(
+            f"{', '.join(unread)}: set, and nothing reads it with config.task.name={config.task.name} and "
+            f"config.optim.name={config.optim.name}"
+        )
     return Run(
         config=config,
         task=task,

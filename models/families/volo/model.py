@@ -54,7 +54,7 @@ class VoloOptions(HierarchyOptions):
       class_layers: class-attention blocks at the end; None for no class token.
       pool: `"token"`, the first token; `"avg"`, the mean of all, the class token among them; `"none"`, logits of all.
       token_head: there is a head for the tokens.
-      dense: training gives `{"logits": class token, "token_logits": [B, N, K]}`, for `train.token_labels`.
+      dense: training gives `{"logits": class token, "token_logits": [B, N, K]}`, for `task.options.token_labels`.
       mix_token: training with `dense` exchanges a box of the embedded tokens between examples i and B-1-i (Token
         Labeling, arXiv:2104.10858, section 3.3). Token logits are exchanged back; `"own_share"` `[B]` is what is left
         of an example for its class token to see.

@@ -1,0 +1,9 @@
+"""Names that people type: the one that resembles them, and objects of a user's own modules.
+
+Nothing here knows of anything else in the house, so that everything may use it.
+"""
+
+from naming.nearest import close, hint, unknown
+from naming.outside import is_outside, load
+
+__all__ = ["close", "hint", "is_outside", "load", "unknown"]

@@ -1,0 +1,68 @@
+"""Tasks, data sets and models that are not part of this repository, by the name `module:Object`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from typing import Any
+
+from naming.nearest import hint
+
+_FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def is_outside(name: str) -> bool:
+    """Whether a name has the form `package.module:Object`."""
+    return _FORM.fullmatch(name) is not None
+
+
+def load(name: str, what: str) -> Any:
+    """The object that `name` stands for, imported from the Python path or from the current folder.
+
+    Args:
+      name: `package.module:Object`.
+      what: where the name was given, for messages, such as `"config.task.name"`.
+
+    Raises:
+      ValueError: no such module or object; one line that names the nearest, or the file and line of an error in it.
+    """
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed command starts with its own folder instead
+    try:
+        module: Any = importlib.import_module(module_name)
+    except Exception as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent and (module_name == absent or module_name.startswith(f"{absent}.")):
+            raise ValueError(
+                f"{what}={name!r}: there is no module {absent!r} on the Python path or in {os.getcwd()}"
+            ) from error
+        raise ValueError(f"{what}={name!r}: {place(error)}{type(error).__name__}: {one_line(error)}") from error
+    found = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = hint(part, [n for n in vars(found) if not n.startswith("_")])
+            raise ValueError(f"{what}={name!r}: {module_name} has no {attribute!r}{near}")
+        found = getattr(found, part)
+    return found
+
+
+def place(error: BaseException) -> str:
+    """`file.py:12: ` of the innermost line of the user's file that an error comes from, or nothing."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: "
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith("<") and file != __file__:
+            found = f"{file}:{trace.tb_lineno}: "
+        trace = trace.tb_next
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(str(text).split()) or type(error).__name__
