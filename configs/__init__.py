@@ -6,12 +6,14 @@
 from configs.duration import Duration
 from configs.load import describe, differences, from_dict, load, replace, split_arguments, unread
 from configs.schema import READS, Config, Field, as_dict, build, digest, flat_values, nearest
+from configs.size import Size, pair
 
 __all__ = [
     "READS",
     "Config",
     "Duration",
     "Field",
+    "Size",
     "as_dict",
     "build",
     "describe",
@@ -21,6 +23,7 @@ __all__ = [
     "from_dict",
     "load",
     "nearest",
+    "pair",
     "replace",
     "split_arguments",
     "unread",

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs.duration import Duration
 from configs.schema import Field
+from configs.size import Size
 
 _d = Duration.parse
 
@@ -59,7 +60,7 @@ FIELDS: dict[str, Any] = {
         "train_split": Field("train", "Split to train on; slices such as 'train[:90%]' are allowed."),
         "eval_split": Field("test", "Split to evaluate on."),
         "batch_size": Field(128, "Examples per step over all processes.", low=1),
-        "image_size": Field(224, "Height and width of model inputs, in pixels.", low=1),
+        "image_size": Field(224, "Side of model inputs in pixels, or height and width as in 160x224.", kind=Size),
         "train_transforms": Field(
             "random_resized_crop({size})|flip|normalize",
             "Training transforms, left to right (docs/data.md); {size} is data.image_size, {size/0.875} a quotient "

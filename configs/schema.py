@@ -13,6 +13,8 @@ from typing import Any
 
 from configs.duration import ALLOWED as DURATIONS
 from configs.duration import Duration
+from configs.size import ALLOWED as SIZES
+from configs.size import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Field:
       doc: one line for `--print_config`, with the unit.
       choices: the only values allowed, if not empty.
       low, high: inclusive bounds of a number.
-      kind: the key's type where the default is None ("left to whoever reads it"), which is then allowed as 'none'.
+      kind: the key's type where the default does not say it: where it is None ("left to whoever reads it", which is
+      then allowed as 'none'), or `Size`.
       identity: whether a run with another value is another run, so that its workdir cannot be continued.
     """
 
@@ -43,6 +46,8 @@ class Field:
             return "one of " + ", ".join(map(str, self.choices))
         if isinstance(self.default, Duration):
             return f"a duration such as {DURATIONS}"
+        if self.kind is Size:
+            return SIZES
         kind = {
             bool: "true or false",
             int: "a whole number",
@@ -50,7 +55,7 @@ class Field:
             str: "text",
             tuple: "a list such as 'a,b'",
             dict: "options",
-        }[self.kind or type(self.default)] + (" or none" if self.kind else "")
+        }[self.kind or type(self.default)] + (" or none" if self.default is None else "")
         if self.low is not None and self.high is not None:
             return f"{kind} from {self.low} to {self.high}"
         return kind if self.low is None else f"{kind}, at least {self.low}"
@@ -74,10 +79,12 @@ def _literal(text: str) -> Any:
 def _convert(field: Field, value: Any) -> Any:
     """Brings a value from a file or from the command line to the type of the key, or raises ValueError or TypeError."""
     kind = field.kind or type(field.default)
-    if field.kind and value in (None, "none", "None"):
+    if field.default is None and value in (None, "none", "None"):
         return None
     if kind is Duration:
         return Duration.parse(value)
+    if kind is Size:
+        return Size.parse(value)
     if kind is str:
         if not isinstance(value, str):
             raise TypeError

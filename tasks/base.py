@@ -24,6 +24,8 @@ from tasks.metrics import Metric, mean
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    import data
+
 Batch = Mapping[str, jax.Array]
 Outputs = Mapping[str, jax.Array]
 Partners = Mapping[str, nnx.Module]
@@ -51,6 +53,7 @@ class Task:
     Attributes:
       trains: False for a task that has nothing to learn: `train.py` refuses it and it runs under `eval.py` alone.
       best_metric: the result that chooses the best checkpoint and whether `"max"` or `"min"` is better.
+      inputs: the fields of a batch that a model needs for an answer, by which it is summed up, planned and exported.
       columns: the results shown in the table on the terminal, in this order; empty shows every scalar result.
       known_options: what `config.task.options` takes, each with its default, meaning and bounds; `self.options` holds
         their values, checked.
@@ -58,6 +61,7 @@ class Task:
 
     trains: ClassVar[bool] = True
     best_metric: ClassVar[tuple[str, Literal["max", "min"]]] = ("loss", "min")
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
     columns: ClassVar[tuple[str, ...]] = ()
     known_options: ClassVar[Mapping[str, Field]] = {}
 
@@ -91,17 +95,43 @@ class Task:
             **model.options,
         )
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Names, shapes and types of a training batch: what is compiled, and what a data source has to deliver.
+    def batch_spec(
+        self, batch_size: int, *, train: bool, info: data.Info | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and types of a batch: what is compiled, and what a data source has to deliver.
 
-        The default is an image batch: `image` `[B, S, S, 3]` float32 with S = `config.data.image_size`, and `index`
-        `[B]` int32.
+        The default is an image batch: `image` `[B, Y, X, C]` float32 with (Y, X) = `config.data.image_size` and the
+        channels that the model takes (`config.model.options.channels`, or 3), and `index` `[B]` int32.
+
+        Args:
+          train: of a training batch, or of one of an evaluation; the two may differ in fields and shapes.
+          info: what the set says of itself whose batches these are; None for the training set (`self.info`).
         """
-        size = self.config.data.image_size
+        height, width = configs.pair(self.config.data.image_size)
+        channels = self.config.model.options.get("channels", 3)
         return {
-            "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32),
+            "image": jax.ShapeDtypeStruct((batch_size, height, width, channels), jnp.float32),
             "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         }
+
+    def example_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a batch that answering takes, with their shapes: those named by `inputs`.
+
+        Headline, plan and export call the model with them, as `answer` does.
+        """
+        spec = self.batch_spec(batch_size, train=False)
+        if missing := [name for name in self.inputs if name not in spec]:
+            raise ValueError(
+                f"task {type(self).__name__}: inputs names {missing[0]!r}; batch_spec has {', '.join(spec)}"
+            )
+        return {name: spec[name] for name in self.inputs}
+
+    def answer(self, model: nnx.Module, inputs: Batch) -> Any:
+        """What the model says to the fields that `inputs` names: the outputs of `forward` in an evaluation, without
+        their name where it is one.
+        """
+        outputs = self.forward(model, inputs, train=False, key=None, partners={})
+        return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
     def partners(self, load: Callable[[str], nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
         """Frozen helpers by name, such as a teacher.

@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+import data
 from configs import Field
 from tasks import metrics
 from tasks.base import Batch, Chart, Outputs, Partners, Task, register
@@ -111,9 +112,12 @@ class Classification(Task):
                 f"training without one takes neither"
             )
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(
+        self, batch_size: int, *, train: bool, info: data.Info | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
         """An image batch with `label` `[B]` int32."""
-        return super().batch_spec(batch_size) | {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+        spec = super().batch_spec(batch_size, train=train, info=info)
+        return spec | {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     def partners(self, load: Callable[[str], nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
         """The teacher, if the configuration names one; an evaluation has no use for it."""

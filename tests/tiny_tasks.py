@@ -28,8 +28,8 @@ class Restoration(Task):
     def build_model(self, rngs):
         return self.Model(rngs)
 
-    def batch_spec(self, batch_size):
-        spec = super().batch_spec(batch_size)
+    def batch_spec(self, batch_size, *, train, info=None):
+        spec = super().batch_spec(batch_size, train=train, info=info)
         return {**spec, "clean": spec["image"]}
 
     def forward(self, model, batch, *, train, key, partners):
@@ -53,6 +53,7 @@ class ImageText(Task):
     """Image and text tokens: which of two questions does the image answer with yes?"""
 
     best_metric = ("accuracy", "max")
+    inputs = ("image", "text")
     words, length = 5, 4
 
     class Model(nnx.Module):
@@ -68,9 +69,10 @@ class ImageText(Task):
     def build_model(self, rngs):
         return self.Model(self.words, rngs)
 
-    def batch_spec(self, batch_size):
+    def batch_spec(self, batch_size, *, train, info=None):
         text = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
-        return {**super().batch_spec(batch_size), "text": text, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+        spec = super().batch_spec(batch_size, train=train, info=info)
+        return {**spec, "text": text, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     def forward(self, model, batch, *, train, key, partners):
         return {"yes": model(batch["image"], batch["text"])}

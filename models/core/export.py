@@ -1,6 +1,7 @@
 """A model as one function in a file that JAX alone can load: no class, no configuration and no weights beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,14 @@ MOST_BYTES = 2**31 - 2**24  # a serialized function is one flatbuffer, below 2 G
 
 
 def export_inference(
-    model: nnx.Module, image_shape: Sequence[int], platforms: Sequence[str] = PLATFORMS
+    model: nnx.Module,
+    inputs: Sequence[int] | Mapping[str, jax.ShapeDtypeStruct],
+    platforms: Sequence[str] = PLATFORMS,
+    *,
+    call: Callable[[nnx.Module, Any], Any] | None = None,
 ) -> export.Exported:
-    """`logits = model(images)` as StableHLO, for any number of images.
+    """`logits = model(images)` as StableHLO, for any number of images, or `answers = call(model, inputs)` for any
+    number of examples.
 
     The weights are constants of the function, so its serialized form is complete: it is as large as they are.
 
@@ -28,16 +34,24 @@ def export_inference(
     Args:
       model: evaluated as by `model(images)`, in the dtype of its computation; its arrays may be on any devices of this
         process.
-      image_shape: (height, width, channels), fixed.
+      inputs: (height, width, channels) of images, or what `call` takes: arrays by name, whose first axis is that of
+        the examples. All other axes are fixed.
       platforms: any of `PLATFORMS`; the function is lowered for each, whatever devices are here.
+      call: how the model is called with a dictionary of arrays.
 
     Raises:
       ValueError: the shape or a platform is impossible, the model has shapes in place of weights or too many of them
         for one file, or something in it has no form that can be stored for these platforms and any batch; one line.
     """
-    shape = tuple(image_shape)
-    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"image_shape={shape}: takes (height, width, channels), all positive")
+    (batch,) = export.symbolic_shape("batch")
+    given: Any
+    if isinstance(inputs, Mapping):
+        given = {name: jax.ShapeDtypeStruct((batch, *spec.shape[1:]), spec.dtype) for name, spec in inputs.items()}
+    else:
+        shape = tuple(inputs)
+        if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+            raise ValueError(f"inputs={shape}: takes (height, width, channels), all positive")
+        given = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
     if not platforms:
         raise ValueError(f"platforms: name at least one of {', '.join(PLATFORMS)}")
     for platform in platforms:
@@ -55,14 +69,12 @@ def export_inference(
     # As host arrays they belong to no device, so the function can run on any.
     params, state = ({name: np.asarray(leaf) for name, leaf in part.items()} for part in (params, state))
 
-    def logits(images: jax.Array) -> jax.Array:
-        return merge(graph, params, state)(images)
+    def answers(given: Any) -> Any:
+        made: Any = merge(graph, params, state)
+        return made(given) if call is None else call(made, given)
 
-    (batch,) = export.symbolic_shape("batch")
     try:
-        return export.export(jax.jit(logits), platforms=tuple(platforms))(
-            jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
-        )
+        return export.export(jax.jit(answers), platforms=tuple(platforms))(given)
     except (jax.errors.InconclusiveDimensionOperation, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the model cannot be exported for {', '.join(platforms)} and any batch: {reason}") from error

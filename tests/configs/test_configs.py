@@ -182,3 +182,19 @@ def test_describe_shows_every_key():
     for key in schema.flatten(FIELDS):
         assert f" {key} = " in text
     assert "* seed = 5" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [("224", 224), (96, 96), ("160x224", (160, 224)), ("(160, 224)", (160, 224)), ([64, 32], (64, 32)), ("32x32", 32)],
+)
+def test_a_size_is_a_side_or_height_and_width(given, size):
+    config = configs.load(QUICKSTART, {"data.image_size": given})
+    assert config.data.image_size == size
+    assert configs.from_dict(configs.as_dict(config)).data.image_size == size
+
+
+@pytest.mark.parametrize("given", ["0", "32x0", "1x2x3", "big", "1.5", "true"])
+def test_what_is_no_size_is_refused(given):
+    with pytest.raises(ValueError, match=r"config\.data\.image_size=.*takes one number of pixels .* or HEIGHTxWIDTH"):
+        configs.load(QUICKSTART, {"data.image_size": given})

@@ -147,14 +147,16 @@ def traced(config):
     compiled.
     """
     run = prepare(config)
-    spec = run.task.batch_spec(config.data.batch_size)
+    spec = run.task.batch_spec(config.data.batch_size, train=True)
     with contextlib.closing(feeding.train_stream(config, run.source, 0)) as stream:
         batch = feeding.fields(next(stream), spec, run.source, "train_transforms")
     after, _ = run.step.eval_shape(run.template, batch, run.partner_arrays)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), run.template)
     evaluator = evaluate.Evaluator(run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays)
     for source in evaluate.open_sets(config).values():
-        batch = feeding.fields(next(feeding.eval_batches(config, source)), evaluator.spec, source, "eval_transforms")
+        batch = feeding.fields(
+            next(feeding.eval_batches(config, source)), evaluator.spec(source.info), source, "eval_transforms"
+        )
         arrays = run.template.params, run.template.model_state, batch, run.partner_arrays
         evaluator._step.eval_shape(evaluator._init.eval_shape(), *arrays)
 

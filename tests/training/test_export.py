@@ -110,8 +110,8 @@ def test_weights_are_part_of_the_function():
 @pytest.mark.parametrize(
     ("make", "shape", "platforms", "said"),
     [
-        (vit, (16, 16), ["cpu"], r"image_shape=\(16, 16\): takes \(height, width, channels\)"),
-        (vit, (16, 0, 3), ["cpu"], r"image_shape=\(16, 0, 3\)"),
+        (vit, (16, 16), ["cpu"], r"inputs=\(16, 16\): takes \(height, width, channels\)"),
+        (vit, (16, 0, 3), ["cpu"], r"inputs=\(16, 0, 3\)"),
         (vit, (16, 20, 3), ["cpu"], "16 x 20 is not divisible"),
         (vit, (16, 24, 1), ["cpu"], "1 channels for a model of 3"),
         (vit, SHAPE, ["gpu"], "unknown platform 'gpu'.*allowed: cpu, cuda, tpu"),
@@ -215,10 +215,7 @@ def test_a_model_without_a_table_is_exported_without_weights(workdir, tmp_path, 
 
 
 def test_what_the_command_cannot_export_is_said(tmp_path, monkeypatch):
-    text = SimpleNamespace(batch_spec=lambda size: {"text": jax.ShapeDtypeStruct((size, 8), jnp.int32)})
-    of_text = SimpleNamespace(task=text, config=tiny.config(task__name="captions"))
-    with pytest.raises(ValueError, match="--export: task captions takes text, not images"):
-        export.export(of_text, tmp_path / "out")
+    of_text = SimpleNamespace(config=tiny.config(task__name="captions"))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="--export: run it in one process; there are 2"):
         export.export(of_text, tmp_path / "out")
@@ -410,3 +407,26 @@ def test_the_documented_snippet_needs_jax_alone(exported, tmp_path):
     difference, imported = done.stdout.splitlines()
     assert float(difference) < 1e-5
     assert imported == "[]"
+
+
+class Question(nnx.Module):
+    """Mean colour times mean word."""
+
+    def __init__(self):
+        self.word = nnx.Embed(5, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, images, words):
+        return jnp.sum(images.mean((1, 2)) * self.word(words).mean(1), axis=1)
+
+
+def test_a_model_of_several_inputs_is_a_function_of_a_dictionary():
+    inputs = {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), "text": jax.ShapeDtypeStruct((1, 4), jnp.int32)}
+    model = Question()
+    function = export_inference(model, inputs, ["cpu"], call=lambda model, given: model(given["image"], given["text"]))
+    given = {name: export.known_input(spec)[1] for name, spec in inputs.items()}
+    expected = model(given["image"], given["text"])
+    np.testing.assert_allclose(jax.export.deserialize(function.serialize()).call(given), expected, rtol=1e-6)
+    for spec in inputs.values():
+        text, array = export.known_input(spec)
+        np.testing.assert_array_equal(eval(text, {"numpy": np}), array)
+        assert array.dtype == spec.dtype

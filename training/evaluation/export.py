@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import models
 from models.core.export import export_inference
@@ -22,33 +25,48 @@ from training.run import feeding
 WEIGHTS, FUNCTION, ABOUT = "weights.safetensors", "inference.stablehlo", "export.json"
 
 
-def check_images(shape: tuple[int, ...]) -> np.ndarray:
-    """Two images `[2, Y, X, C]` that anybody can make again: `numpy.cos` of 0, 1, 2 ... in radians, as float32."""
-    return np.cos(np.arange(2 * np.prod(shape))).reshape(2, *shape).astype(np.float32)
+def known_input(spec: jax.ShapeDtypeStruct) -> tuple[str, np.ndarray]:
+    """Two examples `[2, ...]` that anybody can make again, and how: `numpy.cos` of 0, 1, 2 ... in radians, or for whole
+    numbers 0, 1, 0, 1 ..., which every vocabulary has.
+    """
+    shape = (2, *spec.shape[1:])
+    numbers = f"numpy.arange({math.prod(shape)})"
+    values = f"numpy.cos({numbers})" if jnp.issubdtype(spec.dtype, jnp.floating) else f"({numbers} % 2)"
+    text = f"{values}.reshape{shape}.astype('{spec.dtype.name}')"
+    made = np.arange(math.prod(shape))
+    made = np.cos(made) if jnp.issubdtype(spec.dtype, jnp.floating) else made % 2
+    return text, made.reshape(shape).astype(spec.dtype)
 
 
 def export(trained: Trained, folder: Path) -> list[Path]:
     """Writes a model to a folder, and returns the files.
 
     `weights.safetensors` has the official PyTorch names, where the model's family has a table of them (otherwise the
-    reason is said on stderr); `inference.stablehlo` is the function of `models.core.export`; `export.json` says
-    what goes in and what comes out, with the logits of `check_images` for comparison.
+    reason is said on stderr); `inference.stablehlo` is the function of `models.core.export`, of images or, for a task
+    that takes anything else, of a dictionary of arrays; `export.json` says what goes in and what comes out, with the
+    outputs of known inputs for comparison.
 
     Raises:
-      ValueError: the task takes no images, the model cannot be exported, or there are several processes.
+      ValueError: the model cannot be exported, or there are several processes.
       OSError: the folder cannot be written.
     """
     if jax.process_count() > 1:
         raise ValueError(f"--export: run it in one process; there are {jax.process_count()}")
-    spec = trained.task.batch_spec(1)
-    if "image" not in spec:
-        raise ValueError(f"--export: task {trained.config.task.name} takes {', '.join(spec)}, not images")
-    shape = spec["image"].shape[1:]
+    task = trained.task
+    inputs = task.example_inputs(1)
+    of_images = list(inputs) == ["image"]
     graph = trained.evaluator.graph
     params, state = jax.device_get((trained.params, trained.model_state))
     model = models.merge(graph, params, state)
-    function = export_inference(model, shape)
-    logits = jax.jit(lambda *leaves: models.merge(graph, *leaves)(jnp.asarray(check_images(shape))))(params, state)
+
+    def call(model: nnx.Module, given: Any) -> Any:
+        return task.answer(model, {"image": given} if of_images else given)
+
+    function = export_inference(model, inputs["image"].shape[1:] if of_images else inputs, call=call)
+    known = {name: known_input(spec) for name, spec in inputs.items()}
+    given: Any = known["image"][1] if of_images else {name: array for name, (_, array) in known.items()}
+    answers = jax.jit(lambda given, *leaves: call(models.merge(graph, *leaves), given))(given, params, state)
+    answers = jax.tree.map(lambda array: np.asarray(array, np.float64).tolist(), answers)
 
     folder.mkdir(parents=True, exist_ok=True)
     files = [_write(folder / FUNCTION, bytes(function.serialize()))]
@@ -57,30 +75,33 @@ def export(trained: Trained, folder: Path) -> list[Path]:
         files.append(folder / WEIGHTS)
     except ValueError as error:
         print(f"{folder / WEIGHTS} is left out: {error}", file=sys.stderr)
-    about = {**_about(trained, shape), "files": [file.name for file in files], "platforms": list(function.platforms)}
-    about["check"] = {
-        "images": f"numpy.cos(numpy.arange({2 * np.prod(shape)})).reshape{(2, *shape)}.astype('float32')",
-        "logits": np.asarray(logits, np.float64).tolist(),
-    }
+    about = {**_about(trained, inputs), "files": [file.name for file in files], "platforms": list(function.platforms)}
+    texts = {name: text for name, (text, _) in known.items()}
+    about["check"] = (
+        {"images": texts["image"], "logits": answers} if of_images else {"inputs": texts, "outputs": answers}
+    )
     return [*files, results.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")]
 
 
-def _about(trained: Trained, shape: tuple[int, ...]) -> dict[str, Any]:
+def _about(trained: Trained, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     settings, info = trained.config.data, trained.task.info
+    described: dict[str, dict[str, Any]] = {
+        name: {"shape": [None, *spec.shape[1:]], "dtype": spec.dtype.name} for name, spec in inputs.items()
+    }
+    if "image" in described:
+        described["image"] |= {
+            "axes": "batch, height, width, channels",
+            "transforms": feeding.transforms(settings.eval_transforms, settings.image_size),
+            "mean": list(settings.mean),
+            "std": list(settings.std),
+        }
     return {
         "model": trained.config.model.name,
         "step": trained.step,
         "weights": trained.weights,
         "params_sha256": params_sha256(trained.params),
         "versions": facts.versions(),
-        "input": {
-            "shape": [None, *shape],
-            "axes": "batch, height, width, channels",
-            "dtype": "float32",
-            "transforms": feeding.transforms(settings.eval_transforms, settings.image_size),
-            "mean": list(settings.mean),
-            "std": list(settings.std),
-        },
+        **({"input": described["image"]} if list(inputs) == ["image"] else {"inputs": described}),
         "num_classes": info.num_classes,
         "class_names": list(info.class_names),
     }

@@ -156,7 +156,8 @@ def make(config: Config, topology: Topology) -> Plan:
     run = prepare(config, source=_source(config), devices=topology.devices())
     begin = time.perf_counter()
     jitted: Any = run.step
-    lowered = jitted.lower(run.template, run.task.batch_spec(config.data.batch_size), run.partner_arrays)
+    batch = run.task.batch_spec(config.data.batch_size, train=True)
+    lowered = jitted.lower(run.template, batch, run.partner_arrays)
     with tempfile.TemporaryDirectory() as folder:
         # The compiler writes the program itself: `compiled.as_text()` fails where libtpu moves work to a SparseCore,
         # whose instructions jaxlib cannot read back.
@@ -173,8 +174,8 @@ def make(config: Config, topology: Topology) -> Plan:
     stats = compiled.memory_analysis()
     accumulated = config.optim.accumulate
     ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    image = run.task.batch_spec(config.data.batch_size // (ways * accumulated))["image"]
-    model = models.summarize(run.model, image.shape).total
+    share = run.task.example_inputs(config.data.batch_size // (ways * accumulated))
+    model = models.summarize(run.model, share, call=run.task.answer).total
     return Plan(
         topology=topology,
         axes=dict(run.mesh.shape),
@@ -219,7 +220,7 @@ def _parts(run: Run) -> dict[str, int]:
             for leaf, place in zip(leaves, places, strict=True)
         )
 
-    batch = run.task.batch_spec(run.config.data.batch_size)
+    batch = run.task.batch_spec(run.config.data.batch_size, train=True)
     state, places = run.template, run.shardings
     small = {"health", "metrics", "key", "step"}
     return {

@@ -108,7 +108,7 @@ class Evaluator:
         batch_size = config.eval.batch_size or config.data.batch_size
         key = "config.eval.batch_size" if config.eval.batch_size else "config.data.batch_size"
         mesh.check_batch(key, batch_size, device_mesh)
-        self.spec = {**task.batch_spec(batch_size), "valid": jax.ShapeDtypeStruct((batch_size,), jnp.float32)}
+        self.batch_size = batch_size
         self.metrics = task.metrics()
         self.batch_sharding = mesh.batch_sharding(device_mesh)
         whole = mesh.replicated(device_mesh)
@@ -138,9 +138,15 @@ class Evaluator:
         found = self.task.generate(model, batch, key, merge_partners(self.partner_graphs, partners))
         return {"index": batch["index"], "valid": batch["valid"], **found}
 
+    def spec(self, info: data.Info) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and types of a batch of a set."""
+        valid = jax.ShapeDtypeStruct((self.batch_size,), jnp.float32)
+        return {**self.task.batch_spec(self.batch_size, train=False, info=info), "valid": valid}
+
     def _on_device(self, source: data.Source, complete: bool) -> Iterator[dict[str, jax.Array]]:
+        spec = self.spec(source.info)
         for batch in feeding.eval_batches(self.config, source, self.batch_sharding):
-            present = feeding.fields(batch, self.spec, source, "eval_transforms", complete)
+            present = feeding.fields(batch, spec, source, "eval_transforms", complete)
             yield mesh.put_batch(present, self.batch_sharding)
 
     def __call__(

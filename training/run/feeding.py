@@ -21,9 +21,18 @@ def open_source(config: Config, name: str, split: str) -> data.Source:
     return data.open_source(name, split=split, directory=config.data.directory or None, cache=config.data.cache)
 
 
-def transforms(text: str, image_size: int) -> str:
-    """Fills `{size}` in with `data.image_size`, and `{size/0.875}` with the quotient, rounded to whole pixels."""
-    return re.sub(r"\{size(?:/([0-9.]+))?\}", lambda match: str(round(image_size / float(match[1] or 1))), text)
+def transforms(text: str, image_size: int | tuple[int, int]) -> str:
+    """Fills `{size}` in with `data.image_size`, and `{size/0.875}` with the quotient, rounded to whole pixels; of a
+    rectangle with both, as in `(160, 224)`.
+    """
+
+    def filled(match: re.Match[str]) -> str:
+        quotient = float(match[1] or 1)
+        if isinstance(image_size, int):
+            return str(round(image_size / quotient))
+        return str(tuple(round(side / quotient) for side in image_size))
+
+    return re.sub(r"\{size(?:/([0-9.]+))?\}", filled, text)
 
 
 def _common(config: Config) -> dict[str, Any]:

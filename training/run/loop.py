@@ -86,7 +86,8 @@ def train(
         run = prepare(config, task=task, source=(sources or {}).get("train"))
         sets = evaluate.open_sets(config, sources)
         for source in sets.values():
-            feeding.check(config, source, run.task.batch_spec(1), training=False)
+            spec = run.task.batch_spec(1, train=False, info=source.info)
+            feeding.check(config, source, spec, training=False)
             evaluate.check_classes(run.task, source)
         with Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches) as session:
             return session.run_steps(signals, profile)
@@ -191,7 +192,7 @@ class Session:
         for data.
         """
         sharding = mesh.batch_sharding(self.run.mesh)
-        spec = self.run.task.batch_spec(self.run.config.data.batch_size)
+        spec = self.run.task.batch_spec(self.run.config.data.batch_size, train=True)
         ahead: collections.deque = collections.deque()
 
         def fetch() -> None:

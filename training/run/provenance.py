@@ -31,7 +31,6 @@ def metadata(run: Run, step: int) -> dict[str, Any]:
 def headline(run: Run) -> str:
     """What is about to run: model by block, devices, data and length."""
     config = run.config
-    size = config.data.image_size
     device = jax.devices()[0]
     mesh = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items())
     lines = [
@@ -42,6 +41,5 @@ def headline(run: Run) -> str:
         f"{len(jax.devices())} x {device.device_kind} ({device.platform}), mesh {mesh}, {jax.process_count()} "
         f"process(es)",
     ]
-    if "image" in run.task.batch_spec(1):
-        lines.append(str(models.summarize(run.model, (1, size, size, 3))))
+    lines.append(str(models.summarize(run.model, run.task.example_inputs(1), call=run.task.answer)))
     return "\n".join(lines)

@@ -124,7 +124,7 @@ def prepare(
     whole = mesh.replicated(device_mesh)
     partner_arrays: Any = {name: parts[1:] for name, parts in split.items()}
     partner_arrays = jax.eval_shape(lambda: partner_arrays) if devices else mesh.place(partner_arrays, whole)
-    batch_shapes = task.batch_spec(config.data.batch_size)
+    batch_shapes = task.batch_spec(config.data.batch_size, train=True)
     feeding.check(config, source, batch_shapes, training=True)
 
     which = config.model.init_weights
