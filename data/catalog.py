@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import naming
 from data.folder import open_class_folders, open_images
 from data.idx import open_idx
 from data.source import DecodedOnce, Source
@@ -42,8 +43,8 @@ def open_source(name: str, split: str, directory: str | None = None, cache: str 
 
     Args:
         name: `digits`, `folder:PATH`, `idx:PATH` (MNIST's files), `images:PATH` (no labels), `synthetic[:options]`, a
-            registered name, or the name of a set that TFDS prepared as ArrayRecord (`name`, `name/config`,
-            `name:version`).
+            registered name, `package.module:Function[:argument]` for an `Opener` of the user's, or the name of a set
+            that TFDS prepared as ArrayRecord (`name`, `name/config`, `name:version`).
         split: a split or part of one, such as `train`, `train[:90%]`, `train[100:200]+test`.
         directory: where prepared sets live; None for the default of the source.
         cache: `memory` keeps decoded examples after their first use, `none` does not, `auto` does so for a set whose
@@ -57,7 +58,24 @@ def open_source(name: str, split: str, directory: str | None = None, cache: str 
         raise ValueError(f"data.cache must be one of {', '.join(CACHE_POLICIES)}, got {cache!r}")
     kind, _, argument = name.partition(":")
     opener = _OPENERS.get(kind)
-    source = opener(argument, split, directory) if opener else open_tfds(name, split, directory, others=tuple(_OPENERS))
+    outside, _, rest = argument.partition(":")
+    if opener is not None:
+        source = opener(argument, split, directory)
+    elif naming.is_outside(f"{kind}:{outside}"):
+        source = _outside(f"{kind}:{outside}")(rest, split, directory)
+    else:
+        source = open_tfds(name, split, directory, others=tuple(_OPENERS))
     shape = source.info.image_shape or (None,)
     small = None not in shape and len(source) * math.prod(side or 0 for side in shape) < AUTO_CACHE_BYTES
     return DecodedOnce(source) if cache == "memory" or (cache == "auto" and small) else source
+
+
+def _outside(name: str) -> Opener:
+    try:
+        opener = naming.load(name, "data.name")
+    except ValueError as error:
+        # What looks like a module may be a misspelt kind of set.
+        raise ValueError(f"{error}{naming.hint(name.partition(':')[0], _OPENERS)}") from error
+    if not callable(opener):
+        raise ValueError(f"data.name={name!r}: takes a function of (argument, split, directory), this is {opener!r}")
+    return opener

@@ -3,7 +3,7 @@
 import models.families  # noqa: F401  (its folders declare what there is)
 from models.attention.registry import register_mechanism
 from models.core.call import Call, Memory
-from models.core.registry import create, names, register, reset_classifier, variant
+from models.core.registry import create, names, options_of_model, register, reset_classifier, variant
 from models.core.rollout import rollout
 from models.core.state import Graph, merge, split, stack, unrolled_names, unstack
 from models.core.summary import summarize
@@ -34,6 +34,7 @@ __all__ = [
     "load_weights",
     "merge",
     "names",
+    "options_of_model",
     "record",
     "register",
     "register_family",

@@ -80,17 +80,22 @@ class Task:
 
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly initialised model by `config.model`; its outputs are the classes of the data source."""
-        model = self.config.model
+        model, precision = self.config.model, self.config.train.precision
+        known = models.options_of_model(model.name)
+        always = {
+            "num_classes": self.info.num_classes,
+            "image_size": self.config.data.image_size,
+            "dtype": jnp.dtype(precision),
+            "scan": model.scan,
+            "remat": model.remat,
+        }
         # What says nothing is not said: a model need not have every option.
         said = {"attention": model.attention, "drop_path": model.drop_path, "dropout": model.dropout}
+        wanted = {"dtype": precision != "float32", "remat": model.remat != "none"}
         return models.create(
             model.name,
-            num_classes=self.info.num_classes,
             rngs=rngs,
-            image_size=self.config.data.image_size,
-            dtype=jnp.dtype(self.config.train.precision),
-            scan=model.scan,
-            remat=model.remat,
+            **{name: value for name, value in always.items() if name in known or wanted.get(name)},
             **{name: value for name, value in said.items() if value},
             **model.options,
         )

@@ -101,6 +101,7 @@ def _run(script, arguments, environment, streams, folder):
     os.chdir(folder)
     sys.argv = [script, *arguments]
     if script in OF_A_USER:
+        sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         from training.run import command
 
         code = command.guarded(importlib.import_module(script.removesuffix(".py")).main, arguments)

@@ -47,8 +47,9 @@ def checkout(tmp_path_factory):
 
 
 def run(command, folder):
-    if re.match(r"python (train|eval)\.py ", command):
-        done = commands.run(shlex.split(command)[1:], None, 300, folder)
+    if ours := re.match(r"(?:PYTHONPATH=(\S+) )?python ((?:train|eval)\.py .*)", command):
+        environment = {"PYTHONPATH": str(folder / ours[1])} if ours[1] else None
+        done = commands.run(shlex.split(ours[2]), environment, 300, folder)
     else:
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(
@@ -68,9 +69,7 @@ def test_commands(page, mark, text, checkout):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
         elif mark == "test" or page.name == "README.md":
             run(
-                f"{command} {SHORT}"
-                if command.startswith("python train.py") and "--print_config" not in command
-                else command,
+                f"{command} {SHORT}" if "python train.py" in command and "--print_config" not in command else command,
                 checkout,
             )
 

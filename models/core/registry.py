@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+import naming
 from models.core.errors import unknown_name
 from models.core.state import merge, split
 
@@ -81,6 +82,8 @@ def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
     """The named model with fresh parameters.
 
     Args:
+      name: of a variant, or `package.module:Class` for a class of the user's with `Options`, a dataclass, that is made
+        as `Class(options, rngs=...)`.
       options: of the class of the model, in place of what the variant says; None for `image_size` is the variant's own.
 
     Raises:
@@ -149,6 +152,11 @@ def _for_classes(origin: Origin, num_classes: int) -> Origin:
 
 
 def _lookup(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
+    if naming.is_outside(str(name)):
+        model = naming.load(name, "model")
+        if not dataclasses.is_dataclass(getattr(model, "Options", None)):
+            raise ValueError(f"model {name!r} has no Options: a dataclass that says what it is made of")
+        return model, {}
     if name not in _VARIANTS:
         raise ValueError(unknown_name("model", str(name), names()))
     return _VARIANTS[name]

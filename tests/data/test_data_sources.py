@@ -411,3 +411,17 @@ def test_columns_must_fit_together():
         data.ArraySource({"a": [1, 2], "b": [1]}, fields={"a": "label", "b": "label"})
     with pytest.raises(ValueError, match="kind 'picture'"):
         data.ArraySource({"a": [1, 2]}, fields={"a": "picture"})
+
+
+def test_a_set_of_the_users_opens_by_module_and_function(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "their_sets.py").write_text(
+        "import data\n\n\ndef open_it(argument, split, directory=None):\n"
+        "    return data.ArraySource({'label': [1, 2]}, fields={'label': 'label'}, name=argument, split=split)\n"
+    )
+    source = data.open_source("their_sets:open_it:some/where:else", "train")
+    assert (source.info.name, source.info.split, len(source)) == ("some/where:else", "train", 2)
+    with pytest.raises(ValueError, match=r"their_sets has no 'open_them' \(nearest: open_it\)"):
+        data.open_source("their_sets:open_them", "train")
+    with pytest.raises(ValueError, match=r"no module 'foldr'.*\(nearest: folder\)"):
+        data.open_source("foldr:cats", "train")

@@ -440,3 +440,23 @@ def test_documented_tables_are_those_of_the_code():
     assert documented(text) == {field.name for field in dataclasses.fields(VitOptions)} | set(SIZES_OF_VIT)
     for size, o in SIZES_OF_VIT.items():
         assert f"| `{size}` | {o['width']} | {o['depth']} | {o['heads']} | {o['mlp_width']} |" in text
+
+
+class Theirs(nnx.Module):
+    """A model of somebody who has this project installed."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        width: int = 4
+
+    def __init__(self, options, *, rngs):
+        self.map = nnx.Linear(3, options.width, rngs=rngs)
+
+
+def test_a_model_of_the_users_is_made_by_module_and_class():
+    name = f"{__name__}:Theirs"
+    assert models.create(name, rngs=nnx.Rngs(0), width=6).map.kernel.shape == (3, 6)
+    with pytest.raises(ValueError, match=r"unknown option of model .*:Theirs' 'widht'; nearest: width"):
+        models.create(name, rngs=nnx.Rngs(0), widht=6)
+    with pytest.raises(ValueError, match="has no Options"):
+        models.create(f"{__name__}:pytest", rngs=nnx.Rngs(0))

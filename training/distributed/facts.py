@@ -14,7 +14,9 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
-FOLDERS = ("attn", "configs", "data", "kernels", "models", "tasks", "training")
+import naming
+
+FOLDERS = ("attn", "configs", "data", "kernels", "models", "naming", "tasks", "training")
 OF_A_MACHINE = (
     "config.data.directory",
     "config.data.cache",
@@ -73,6 +75,9 @@ def facts(given: Mapping[str, Any]) -> dict[str, str]:
       given: what the command of this process was given, by name.
     """
     found = {name: str(value) for name, value in given.items() if name not in OF_A_MACHINE}
+    found |= {
+        f"the file of {name}": naming.fingerprint(text) for name, text in found.items() if naming.is_outside(text)
+    }
     found |= {"the code": code(), **{f"the version of {name}": value for name, value in versions().items()}}
     return {name: value if len(value) <= LONGEST else _cut(value) for name, value in found.items()}
 

@@ -10,18 +10,22 @@ import jax
 
 import configs
 import models
+import naming
 from training.distributed import facts
 from training.run.run import Run
 
 
 def metadata(run: Run, step: int) -> dict[str, Any]:
     """What a checkpoint says about itself besides its arrays."""
+    names = (run.config.task.name, run.config.model.name, run.config.data.name)
+    outside = {name: naming.fingerprint(name) for name in names if naming.is_outside(name)}
     return {
         "step": step,
         "config": configs.as_dict(run.config),
         "config_hash": configs.digest(run.config),
         "data": {"position": step * run.config.data.batch_size, "seed": run.config.seed},
         "info": dataclasses.asdict(run.source.info),
+        **({"outside": outside} if outside else {}),
         "versions": facts.versions(),
         "commit": facts.commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
