@@ -135,8 +135,11 @@ FIELDS: dict[str, Any] = {
         ),
         "nonfinite": Field(
             "stop",
-            "A step whose loss or gradient is not finite stops the run, or is left out and counted.",
+            "A step whose loss, gradient or update is not finite stops the run, or is left out and counted.",
             choices=("stop", "skip"),
+        ),
+        "most_skipped": Field(
+            100, "Steps in a row that nonfinite=skip leaves out; then the run stops.", low=1, identity=False
         ),
     },
     "mesh": {

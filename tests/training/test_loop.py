@@ -1,12 +1,16 @@
 """The training loop: what it reads, when it stops, and that its parts agree with each other."""
 
 import dataclasses
+import functools
+import io
 import multiprocessing
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_tasks
 from jax._src.array import ArrayImpl
 
 import data
@@ -15,6 +19,7 @@ from tasks.classification import Classification
 from training.checkpoints import checkpoint
 from training.distributed import hostread
 from training.run import feeding, loop
+from training.run.health import check, healthy, noted
 from training.run.log import Terminal
 from training.run.run import prepare
 
@@ -132,6 +137,79 @@ def test_a_step_that_is_not_finite_can_be_skipped(tmp_path):
     assert [row["skipped_steps"] for row in tiny.rows(tmp_path)] == [1, 2]  # once an epoch
     assert all(np.isfinite(row["loss"]) for row in tiny.rows(tmp_path))
     assert all(np.isfinite(value).all() for value in params_of(tmp_path).values())
+
+
+class Steep(tiny_tasks.Restoration):
+    """Finite losses and gradients, of a size that leaves float32 in the update if the batch has one of `examples`."""
+
+    examples = (5,)
+
+    def loss(self, outputs, batch):
+        loss, parts = super().loss(outputs, batch)
+        return loss * jnp.where(jnp.isin(batch["index"], jnp.asarray(self.examples)).any(), 1e18, 1e-24), parts
+
+    def optimizers(self):
+        return {}
+
+
+class SteepAlways(Steep):
+    examples = tuple(range(40))
+
+
+def overflowing_run(tmp_path, policy, kind, terminal):
+    config = tiny.config(
+        **{"data.image_size": 8, "data.batch_size": 8, "data.train_transforms": "", "data.eval_transforms": ""},
+        train__nonfinite=policy,
+        train__steps=10,
+        log__every_steps=5,
+        optim__name="sgd",
+        optim__learning_rate=1e23,
+        optim__weight_decay=0,
+        optim__schedule="constant",
+    )
+    source = tiny_tasks.restoration_source()
+    return loop.train(
+        config, tmp_path, task=kind(config, source.info), sources={"train": source, "test": source}, terminal=terminal
+    )
+
+
+def test_an_update_that_overflows_is_left_out(tmp_path):
+    lines = io.StringIO()
+    result = overflowing_run(tmp_path, "skip", Steep, Terminal(lines))
+    assert result["skipped_steps"] == 2  # once in an epoch of five steps
+    assert all(np.isfinite(value).all() for value in params_of(tmp_path).values())
+    assert all(0 < row["loss"] < 1e-20 for row in tiny.rows(tmp_path))
+    assert "(2 steps skipped as not finite)" in lines.getvalue()
+
+
+def test_nothing_but_updates_that_overflow_ends_the_run(tmp_path):
+    lines = io.StringIO()
+    with pytest.raises(FloatingPointError) as stopped:
+        overflowing_run(tmp_path / "skip", "skip", SteepAlways, Terminal(lines))
+    assert re.fullmatch(
+        r"10 steps in a row, all since step 1, were skipped because they are not finite \(train.most_skipped=100\). In "
+        r"step 1, the first of 10, the update overflows \(loss and gradients are finite\): new parameters not finite "
+        r"in [\w., ]+. The parameters are those after step 0; there is no checkpoint. Lower .*",
+        str(stopped.value),
+    )
+    (row,) = tiny.rows(tmp_path / "skip")
+    assert (row["loss"], row["grad_norm"], row["skipped_steps"]) == (None, None, 5)
+    assert "step 5/10  skipped 5  lr" in lines.getvalue()
+    with pytest.raises(FloatingPointError, match=r"^step 1: the update overflows .*conv.*Nothing was saved since"):
+        overflowing_run(tmp_path / "stop", "stop", SteepAlways, tiny.quiet())
+    assert not list((tmp_path / "stop" / "checkpoints").iterdir())
+
+
+def test_steps_are_skipped_in_a_row_up_to_a_bound():
+    record = healthy(2)
+    arguments = dict(loss=jnp.bool_(False), gradients=jnp.zeros(2, bool), update=jnp.bool_(False))
+    for step, bad in enumerate([1, 0, 1, 1, 1]):
+        record = noted(record, jnp.int32(step), **{**arguments, "loss": jnp.bool_(bad)}, params=jnp.zeros(2, bool))
+    assert (int(record["bad_steps"]), int(record["bad_in_a_row"]), int(record["first_bad_step"])) == (4, 3, 0)
+    judge = functools.partial(check, record, ("a", "b"), step=5, total_steps=90, skip=True, saved=1)
+    judge(most_skipped=4)
+    with pytest.raises(FloatingPointError, match=r"^3 steps in a row, all since step 3, .*last checkpoint is step 1"):
+        judge(most_skipped=3)
 
 
 def test_accumulation_takes_the_step_of_the_whole_batch(tmp_path):

@@ -23,6 +23,7 @@ from jaxtyping import PyTree
 
 from training.checkpoints import checkpoint_files as files
 from training.checkpoints import checkpoint_layout as layout
+from training.checkpoints import json_text
 from training.checkpoints.checkpoint_files import UnreadableCheckpoint
 from training.checkpoints.checkpoint_layout import params_sha256
 from training.distributed import facts
@@ -114,7 +115,7 @@ class Checkpointer:
         self.wait()
         about = {
             "step": step,
-            "metadata": json.loads(json.dumps(dict(metadata))),
+            "metadata": json.loads(json_text.text(metadata)),
             "saved_at": time.time(),
             "versions": facts.versions(),
             "keys": layout.key_implementations(state),

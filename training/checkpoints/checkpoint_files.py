@@ -28,6 +28,7 @@ from absl import logging as absl_logging
 from jax.sharding import Sharding
 
 from training.checkpoints import checkpoint_layout as layout
+from training.checkpoints import json_text
 from training.checkpoints.checkpoint_layout import ArrayInfo
 from training.checkpoints.whole import write_whole
 
@@ -101,7 +102,7 @@ def read_about(path: Path) -> dict[str, Any]:
 def write_metric(path: Path, metric: Mapping[str, Any]) -> None:
     """Adds to a complete checkpoint how good it is, in one piece."""
     with _storage_errors():
-        write_whole(path / METRIC, json.dumps(dict(metric)))
+        write_whole(path / METRIC, json_text.text(metric))
 
 
 def _read_metric(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from flax import nnx
 
 import models
 from models.core.export import export_inference
+from training.checkpoints import json_text
 from training.checkpoints.checkpoint_layout import params_sha256
 from training.distributed import facts
 from training.evaluation import results
@@ -80,7 +80,7 @@ def export(trained: Trained, folder: Path) -> list[Path]:
     about["check"] = (
         {"images": texts["image"], "logits": answers} if of_images else {"inputs": texts, "outputs": answers}
     )
-    return [*files, results.write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")]
+    return [*files, results.write_text(folder / ABOUT, json_text.text(about, indent=1) + "\n")]
 
 
 def _about(trained: Trained, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tasks.base import Chart
 from tasks.charts import COLOURS, HALF, percent, style, thousands
+from training.checkpoints import json_text
 
 CURVE_TITLES = {
     "loss": "Loss",
@@ -191,7 +192,7 @@ def _config_table(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str
     for key, value in config.items():
         mark = ' class="changed"' if key in defaults and defaults[key] != value else ""
         lines.append(
-            f"<tr{mark}><td><code>{_text(key)}</code></td><td><code>{_text(json.dumps(value))}</code></td></tr>"
+            f"<tr{mark}><td><code>{_text(key)}</code></td><td><code>{_text(json_text.text(value))}</code></td></tr>"
         )
     return (
         "<h2>Configuration</h2><p class=muted>Shaded: another value than the default in configs/base.py.</p>"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import configs
 import data
 from configs import base
+from training.checkpoints import json_text
 from training.checkpoints.whole import write_whole
 from training.evaluation import report
 from training.evaluation.trained import Trained
@@ -60,7 +58,7 @@ def write(
         info = sets[label].info
         place = {"set": label, "source": info.name, "split": info.split, "examples": len(sets[label])}
         content = {**about, **place, "results": found}
-        files.append(write_text(output / f"{label}.json", json.dumps(_json(content), indent=1) + "\n"))
+        files.append(write_text(output / f"{label}.json", json_text.text(content, indent=1) + "\n"))
     facts = {
         "model": model.config.model.name,
         "step": f"{model.step:,}",
@@ -86,12 +84,3 @@ def write_text(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
     return path
-
-
-def _json(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _json(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_json(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

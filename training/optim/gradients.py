@@ -1,4 +1,4 @@
-"""Norms of gradients by layer, and where they stopped being finite."""
+"""Norms of gradients by layer, and where they, or parameters, stopped being finite."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from training.optim.patterns import Shaped, stacked, unrolled
 
@@ -52,7 +52,26 @@ def nonfinite_groups(squared: Mapping[str, Float[Array, "*layers"]], groups: Seq
         squared: from `squared_norms`.
         groups: from `param_groups`, of the same names or more; a group with no gradient is never bad.
     """
+    return _any_in_group({name: ~jnp.isfinite(value) for name, value in squared.items()}, groups)
+
+
+def overflowed_groups(params: Mapping[str, Array], groups: Sequence[str]) -> Bool[Array, "groups"]:
+    """Which groups have a parameter that is infinite or not a number; `groups` from `param_groups`."""
+    return _any_in_group({name: _any_nonfinite(value, int(stacked(name))) for name, value in params.items()}, groups)
+
+
+def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether every floating number of a tree is finite; integers and random keys always are."""
+    floating = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return ~jnp.any(jnp.asarray([_any_nonfinite(leaf, 0) for leaf in floating] or [False]))
+
+
+def _any_nonfinite(value: Array, first_axis: int) -> Bool[Array, "*layers"]:
+    return jnp.any(~jnp.isfinite(value), axis=tuple(range(first_axis, value.ndim)))
+
+
+def _any_in_group(bad: Mapping[str, Bool[Array, "*layers"]], groups: Sequence[str]) -> Bool[Array, "groups"]:
     number = {group: i for i, group in enumerate(groups)}
-    owner = np.asarray([number[_group(one)] for name, value in squared.items() for one in unrolled(name, value)])
-    bad = ~jnp.isfinite(jnp.concatenate([jnp.ravel(value) for value in squared.values()]))
-    return jax.ops.segment_sum(bad.astype(jnp.int32), owner, num_segments=len(groups)) > 0
+    owner = np.asarray([number[_group(one)] for name, value in bad.items() for one in unrolled(name, value)])
+    flags = jnp.concatenate([jnp.ravel(value) for value in bad.values()])
+    return jax.ops.segment_sum(flags.astype(jnp.int32), owner, num_segments=len(groups)) > 0

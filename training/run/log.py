@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from training.checkpoints import json_text
 from training.checkpoints.whole import write_whole
 
 
@@ -37,12 +38,17 @@ class Terminal:
         self.stream.flush()
         self._open = False
 
-    def progress(self, step: int, total: int, row: Mapping[str, float]) -> None:
-        """Shows step, loss, speed, remaining time and the share of time spent waiting for data."""
+    def progress(self, step: int, total: int, row: Mapping[str, Any]) -> None:
+        """Shows step, loss, speed, remaining time and the share of time spent waiting for data; what is None was not
+        measured and is left out.
+        """
         if self.quiet:
             return
-        parts = [f"step {step}/{total}", f"loss {row['loss']:.4f}"]
-        parts += [f"{name} {row[name]:.3f}" for name in ("top1", "accuracy", "psnr") if name in row]
+        parts = [f"step {step}/{total}"]
+        shown = {"loss": 4, "top1": 3, "accuracy": 3, "psnr": 3}
+        parts += [f"{name} {row[name]:.{digits}f}" for name, digits in shown.items() if row.get(name) is not None]
+        if row.get("skipped_steps"):
+            parts.append(f"skipped {row['skipped_steps']}")
         parts += [
             f"lr {row['learning_rate']:.2e}",
             f"{row['images_per_second']:.0f} images/s",
@@ -73,8 +79,8 @@ class Jsonl:
         self._file = path.open("a", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends one object."""
-        self._file.write(json.dumps(row) + "\n")
+        """Appends one object; a number that is not finite becomes null."""
+        self._file.write(json_text.text(row) + "\n")
 
     def close(self) -> None:
         """Closes the file."""

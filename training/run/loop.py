@@ -26,6 +26,7 @@ from training.distributed import hostread, mesh, processes
 from training.distributed.preemption import Preempted, Signals
 from training.run import evaluate, feeding, provenance, summary
 from training.run import workdir as workdirs
+from training.run.health import check as check_health
 from training.run.log import Jsonl, Terminal, Writers
 from training.run.run import Run, prepare
 from training.run.state import TrainState
@@ -68,7 +69,7 @@ def train(
 
     Raises:
       ValueError, OSError: the run cannot work, or belongs to another configuration.
-      FloatingPointError: a step was not finite and `config.train.nonfinite` is "stop".
+      FloatingPointError: a step was not finite and `config.train.nonfinite` is "stop", or too many in a row were not.
       Preempted: SIGTERM or SIGINT came; the state has been saved.
     """
     workdir, terminal = Path(workdir), terminal or Terminal(quiet=not processes.is_first())
@@ -136,6 +137,7 @@ class Session:
         if self.primary:
             # Only now: a workdir that cannot be continued stays as it is.
             workdirs.begin(workdir, config, overrides)
+        self.skipped_steps = 0  # as far as the host has read
         self.eval_results: dict[str, Any] = {}
         self.eval_failures: dict[str, str] = {}  # of the sets that have no results
         self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary)
@@ -262,18 +264,15 @@ class Session:
         window.restart()
 
     def _check_health(self, health: Mapping[str, Any]) -> None:
-        if self.run.config.train.nonfinite == "skip" or not health["bad_steps"]:
-            return
-        names = [n for n, bad in zip(self.run.group_names, health["bad_groups"], strict=True) if bad]
-        groups = (
-            f"gradients not finite in {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-            if names
-            else "the gradients are finite"
-        )
-        raise FloatingPointError(
-            f"step {int(health['first_bad_step']) + 1}: loss or gradient is not finite; {groups}. No update was "
-            f"taken from it; the last checkpoint is "
-            f"step {self.checkpoints.latest()}. Lower optim.learning_rate, set optim.clip_norm, or train.nonfinite=skip"
+        self.skipped_steps, train = int(health["bad_steps"]), self.run.config.train
+        check_health(
+            health,
+            self.run.group_names,
+            step=self.step,
+            total_steps=self.run.total_steps,
+            skip=train.nonfinite == "skip",
+            most_skipped=train.most_skipped,
+            saved=self.checkpoints.latest(),
         )
 
     def _evaluate(self) -> None:
@@ -337,12 +336,14 @@ class Session:
             "seconds": time.perf_counter() - self.started,
             "data_wait": window.all_waited / seconds,
             "images_per_second": window.all_steps * self.run.config.data.batch_size / seconds,
+            "skipped_steps": self.skipped_steps,
         }
         params = hostread.read(self.state.params)
         result = summary.make(self.run, self.step, params, self.eval_results, self.eval_failures, totals)
         if self.primary:
             summary.write(self.workdir, result)
-            self.terminal.say(f"done: {self.workdir / 'summary.json'}")
+            skipped = f" ({self.skipped_steps} steps skipped as not finite)" if self.skipped_steps else ""
+            self.terminal.say(f"done: {self.workdir / 'summary.json'}{skipped}")
         return result
 
     def __enter__(self) -> Session:

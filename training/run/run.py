@@ -24,7 +24,8 @@ from training.checkpoints import initial
 from training.distributed import mesh
 from training.optim import optim, schedules
 from training.run import feeding, step
-from training.run.state import TrainState, healthy
+from training.run.health import healthy
+from training.run.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,13 @@ def prepare(
         return jax.jit(build, out_shardings=shardings)(params, model_state)
 
     function = step.make_step(
-        task, graph, optimizer, partner_graphs, parts=config.optim.accumulate, ema_decay=config.optim.ema
+        task,
+        graph,
+        optimizer,
+        partner_graphs,
+        parts=config.optim.accumulate,
+        ema_decay=config.optim.ema,
+        skip=config.train.nonfinite == "skip",
     )
     batch_shardings = dict.fromkeys(batch_shapes, mesh.batch_sharding(device_mesh))
     jitted = jax.jit(

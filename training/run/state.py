@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 Flat = dict[str, jax.Array]
 
@@ -24,7 +23,8 @@ class TrainState:
       opt_state: optimizer state whose parameter-shaped parts are dictionaries with the same names.
       ema: moving averages `{"params": ..., "model_state": ...}`, or empty.
       key: the run's random key; step s uses `fold_in(key, s)`, so it never changes.
-      health: steps that were not finite: `{"bad_steps": [], "first_bad_step": [], "bad_groups": [G]}`.
+      health: steps that were not finite (`training/run/health.py`): how many, how many of them since the last good one,
+        and of the first its number, its cause and in which of G groups of parameters.
       metrics: sums since the last log line.
     """
 
@@ -40,12 +40,3 @@ class TrainState:
     def as_dict(self) -> dict[str, Any]:
         """The fields by name: the form in which a checkpoint takes them."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-
-def healthy(groups: int) -> Flat:
-    """The record of a run in which every step was finite so far."""
-    return {
-        "bad_steps": jnp.zeros((), jnp.int32),
-        "first_bad_step": jnp.full((), -1, jnp.int32),
-        "bad_groups": jnp.zeros((groups,), bool),
-    }

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import models
 from tasks.base import Task
 from training.optim import ema as averages
+from training.optim import gradients as norms
 from training.optim import optim
+from training.run import health
 from training.run.state import Flat, TrainState
 
 
@@ -28,18 +30,22 @@ def make_step(
     *,
     parts: int,
     ema_decay: float,
+    skip: bool,
 ) -> Callable[[TrainState, Mapping[str, jax.Array], Any], tuple[TrainState, jax.Array]]:
     """Builds `step(state, batch, partners) -> (state, done)`.
 
     `done` is a scalar to wait for, never to read: the state itself is donated to the next step.
 
-    A step whose loss or gradients are not finite changes nothing but `step` and `health`; the loop decides whether to
-    go on.
+    A step that is not finite (`training/run/health.py`) is noted in `health`; the loop decides whether to go on. One
+    whose loss or gradients are not finite changes nothing else but `step`. For what only the update makes infinite that
+    is so with `skip` alone: it takes the update twice, once to look at it before anything is overwritten. Without it
+    the run ends, the state after the step is never used, and looking at what is being written costs next to nothing.
 
     Args:
       parts: the batch is split into this many parts whose gradients are averaged; part i takes examples i, i +
         parts, ... so that every device keeps its own examples.
       ema_decay: decay of the moving average; 0 keeps none.
+      skip: whether the run goes on after a step that is not finite.
     """
     train_metrics = task.train_metrics()
 
@@ -82,7 +88,12 @@ def make_step(
         loss, scalars, grads, model_state, sums = gradients(state, prepared, forward_key, partners)
         updates, opt_state, aux = optimizer.update(grads, state.opt_state, state.params)
         params = {name: value + updates[name].astype(value.dtype) for name, value in state.params.items()}
-        good = jnp.isfinite(loss) & ~aux.bad_groups.any()
+        bad_loss = ~jnp.isfinite(loss)
+        bad_params = norms.overflowed_groups(params, optimizer.group_names)
+        overflow = bad_params.any() | ~norms.all_finite((opt_state, model_state))
+        good = ~bad_loss & ~aux.bad_groups.any()
+        if skip:
+            good &= ~overflow
         ema = {}
         if ema_decay:
             now = {"params": params, "model_state": model_state}
@@ -91,12 +102,14 @@ def make_step(
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
-        first = state.health["first_bad_step"]
-        health = {
-            "bad_steps": state.health["bad_steps"] + ~good,
-            "first_bad_step": jnp.where(good | (first >= 0), first, state.step),
-            "bad_groups": jnp.where(good | (first >= 0), state.health["bad_groups"], aux.bad_groups),
-        }
+        noted = health.noted(
+            state.health,
+            state.step,
+            loss=bad_loss,
+            gradients=aux.bad_groups,
+            update=overflow,
+            params=bad_params,
+        )
         scalars = {"loss": loss, **scalars, "grad_norm": aux.grad_norm}
         means = state.metrics["means"]
         metrics = {
@@ -114,7 +127,7 @@ def make_step(
             opt_state=keep(opt_state, state.opt_state),
             ema=keep(ema, state.ema),
             key=state.key,
-            health=health,
+            health=noted,
             metrics=metrics,
         )
         return after, after.step.astype(jnp.float32)
@@ -146,10 +159,12 @@ def fresh_metrics(task: Task, parts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def finish_metrics(task: Task, sums: Mapping[str, Any]) -> dict[str, float]:
-    """Means since the last log line, on the host."""
-    count = max(int(sums["count"]), 1)
-    out = {name: float(value) / count for name, value in sums["means"].items()}
-    for name, metric in task.train_metrics().items():
+def finish_metrics(task: Task, sums: Mapping[str, Any]) -> dict[str, float | None]:
+    """Means since the last log line, on the host; None for all of them if every step since was skipped."""
+    count, metrics = int(sums["count"]), task.train_metrics()
+    if not count:
+        return dict.fromkeys([*sums["means"], *metrics])
+    out: dict[str, float | None] = {name: float(value) / count for name, value in sums["means"].items()}
+    for name, metric in metrics.items():
         out[name] = float(metric.finish(sums["task"][name]))
     return out

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 import configs
-from training.checkpoints import checkpoint
-from training.checkpoints.whole import write_whole
+from training.checkpoints import checkpoint, json_text
 from training.distributed import facts
 from training.run import evaluate
 from training.run.run import Run
@@ -52,4 +51,4 @@ def make(
 
 def write(workdir: Path, result: Mapping[str, Any]) -> None:
     """Writes the summary in one piece."""
-    write_whole(workdir / "summary.json", json.dumps(result, indent=1) + "\n")
+    json_text.write(workdir / "summary.json", result)

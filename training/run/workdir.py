@@ -15,13 +15,13 @@ from typing import Any
 
 import configs
 from configs import Config
-from training.checkpoints.whole import write_whole
+from training.checkpoints import json_text
 
 
 def begin(workdir: Path, config: Config, overrides: Mapping[str, Any]) -> None:
     """Notes whose run this is."""
-    write_whole(workdir / "overrides.json", json.dumps(dict(overrides), indent=1))
-    write_whole(workdir / "config.json", json.dumps(configs.as_dict(config), indent=1))
+    json_text.write(workdir / "overrides.json", overrides)
+    json_text.write(workdir / "config.json", configs.as_dict(config))
 
 
 def overrides(workdir: Path) -> dict[str, Any]:
