@@ -54,7 +54,7 @@ class Field:
             float: "a number",
             str: "text",
             tuple: "a list such as 'a,b'",
-            dict: "options",
+            dict: "options, without NaN and infinities",
         }[self.kind or type(self.default)] + (" or none" if self.default is None else "")
         if self.low is not None and self.high is not None:
             return f"{kind} from {self.low} to {self.high}"
@@ -90,8 +90,10 @@ def _convert(field: Field, value: Any) -> Any:
             raise TypeError
         return value
     if kind is tuple:
-        value = value.split(",") if isinstance(value, str) and not value.startswith(("(", "[")) else value
-        value = _literal(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            # A regular expression may begin as a list does: '(?!head).*', '[ab].*'.
+            read = _literal(value) if value.startswith(("(", "[")) else value
+            value = read if isinstance(read, tuple | list) else value.split(",")
         if not isinstance(value, tuple | list):
             raise TypeError
         items = tuple(
@@ -103,11 +105,15 @@ def _convert(field: Field, value: Any) -> Any:
             else v
             for v in value
         )
-        return tuple(v.strip() if isinstance(v, str) else v for v in items if v != "")
+        items = tuple(v.strip() if isinstance(v, str) else v for v in items if v != "")
+        if field.default and any(isinstance(v, str) != isinstance(field.default[0], str) for v in items):
+            raise TypeError
+        return items
     value = _literal(value) if isinstance(value, str) else value
     if kind is dict:
         if not isinstance(value, Mapping):
             raise TypeError
+        json.dumps(value, allow_nan=False, default=str)  # a ValueError: config.json could not hold it
         return {str(k): v for k, v in value.items()}
     if kind is bool or isinstance(value, bool):
         if kind is not bool or not isinstance(value, bool):

@@ -10,6 +10,7 @@ from models.core.summary import summarize
 from models.core.tap import SITES, Site, Tap, tap
 from models.core.taps import ablate_heads, add, append_keys, drop_keys, record, replace, scale_logits, steer
 from models.core.watch import Recorded
+from models.layers.norm import freeze_statistics
 from models.weights.adapt import adapt
 from models.weights.family import register_family
 from models.weights.load import compare_weights, convert_weights, export_weights, load_weights
@@ -31,6 +32,7 @@ __all__ = [
     "create",
     "drop_keys",
     "export_weights",
+    "freeze_statistics",
     "load_weights",
     "merge",
     "names",

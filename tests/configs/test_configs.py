@@ -48,6 +48,21 @@ def test_overrides_take_the_type_of_the_key():
     assert config.model.options["width"] == 32
 
 
+@pytest.mark.parametrize(
+    ("text", "patterns"),
+    [
+        ("(?!head).*", ("(?!head).*",)),
+        ("[ab].*,head", ("[ab].*", "head")),
+        ("(stem|head),pos_embed", ("(stem|head)", "pos_embed")),
+        ("('a{1,2}', 'b')", ("a{1,2}", "b")),
+        ("['a{1,2}']", ("a{1,2}",)),
+        ("", ()),
+    ],
+)
+def test_a_regular_expression_may_begin_as_a_list_does(text, patterns):
+    assert configs.load(QUICKSTART, {"optim.freeze": text}).optim.freeze == patterns
+
+
 def test_an_entry_of_an_option_is_set_by_itself(tmp_path):
     path = write(tmp_path, "    config.model.options = dict(convolution=dict(momentum=0.9), width=3)")
     changes = {"model.options.convolution.size": "1", "model.options.attention_options.kernel.window": "5"}
@@ -83,6 +98,9 @@ def test_a_file_gets_its_argument_and_may_change_values_only(tmp_path):
         ("optm.name", "sgd", "nearest: optim"),
         ("optim", "sgd", "a group"),
         ("optim.name.x", "sgd", "is a value, not a group"),
+        ("data.mean", "(0.5,0.5", "takes a list"),
+        ("data.mean", "a,b,c", "takes a list"),
+        ("model.options.rate", float("nan"), "config.model.options=.*without NaN"),
         ("optim.name", "adam", r"one of adamw, .*nearest: adamw"),
         ("optim.learning_rate", "fast", "takes a number, at least 0"),
         ("optim.learning_rate", "nan", "takes a number"),

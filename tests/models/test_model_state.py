@@ -11,8 +11,14 @@ import simulated
 import tiny
 from flax import nnx
 
+import models
+from attn import Grid
+from models import Call
+from models.core.stack import Stack
+from models.layers.norm import BatchNorm
 from tasks.classification import Classification
 from training.checkpoints import checkpoint
+from training.optim import frozen
 from training.run import feeding, loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +117,100 @@ def test_statistics_are_resumed_and_imported(tmp_path):
     )
     fresh = np.asarray((x + whole["params"]["conv.bias"]).mean((0, 1, 2)))
     np.testing.assert_allclose(after, 0.5 * before + 0.5 * fresh, rtol=1e-4, atol=1e-6)
+
+
+class FrozenTask(Classification):
+    """Classification with two of our own batch normalizations, in place of flax's."""
+
+    class Model(nnx.Module):
+        def __init__(self, classes, rngs):
+            self.norm, self.late = BatchNorm(3), BatchNorm(3)
+            self.head = nnx.Linear(3, classes, rngs=rngs)
+
+        def __call__(self, images, train=False, key=None):
+            x = self.late(self.norm(images, train=train) ** 2, train=train)
+            return self.head(x.mean((1, 2)))
+
+    def build_model(self, rngs):
+        return self.Model(self.info.num_classes, rngs)
+
+
+def test_a_run_keeps_the_statistics_of_frozen_modules(tmp_path):
+    config = tiny.config(data__train_transforms="normalize", optim__freeze=("norm",), optim__ema=0.5, train__steps=2)
+    source = feeding.open_source(config, config.data.name, "train")
+    loop.train(config, tmp_path, task=FrozenTask(config, source.info), terminal=tiny.quiet())
+    saved = checkpoint.restore_for_eval(tmp_path)
+    assert set(saved["model_state"]) == {"norm.mean", "norm.var", "late.mean", "late.var"}  # and no flags
+    for state in (saved["model_state"], saved["ema"]["model_state"]):
+        assert set(state["norm.mean"]) | set(state["norm.var"] - 1) == {0}
+        assert 0 not in {*state["late.mean"], *(state["late.var"] - 1)}
+
+
+def test_frozen_statistics_of_a_foreign_normalization_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^config\.optim\.freeze=\('norm',\): the batch statistics of norm \(flax"):
+        train(tmp_path, optim__freeze=("norm",))
+    assert not tmp_path.joinpath("config.json").exists()
+
+
+class NormedStack(nnx.Module):
+    """Three layers, each a batch normalization and a sine, then a head."""
+
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = BatchNorm(4)
+            self.norm.scale[...] += jax.random.normal(rngs.params(), (4,))
+            self.norm.mean[...] += 0.2
+
+        def __call__(self, x, call):
+            return x + jnp.sin(self.norm(x, train=call.train))
+
+    def __init__(self, scan):
+        self.blocks = Stack([self.Block], 3, rngs=nnx.Rngs(0), scan=scan)
+        self.head = nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+
+    def __call__(self, x, train=True):
+        return self.head(self.blocks(x, Call(Grid((5,)), train=train))[0])
+
+
+def after_a_step(scan, patterns):
+    """Outputs, state and gradients of a call with train=True, with frozen modules, and outputs without."""
+    graph, params, state = models.split(NormedStack(scan))
+    trained, constants = frozen.training_graph(graph, params, state, patterns)
+    x = jax.random.normal(jax.random.key(0), (8, 5, 4))
+
+    def call(params):
+        model = models.merge(trained, params, {**state, **constants})
+        outputs = model(x)
+        return jnp.sum(jnp.sin(outputs)), (outputs, models.split(model)[2])
+
+    (_, (outputs, after)), grads = jax.value_and_grad(call, has_aux=True)(params)
+    after = {name: value for name, value in after.items() if name not in constants}
+    assert after.keys() == state.keys()
+    evaluated = models.merge(graph, params, state)(x, train=False)
+    return outputs, models.unstack(state), models.unstack(after), models.unstack(grads), constants, evaluated
+
+
+def test_layers_of_a_scanned_stack_are_frozen_one_by_one():
+    patterns = (r"blocks\.[02]", r".*\.bias")
+    outputs, before, after, grads, constants, _ = after_a_step(True, patterns)
+    assert {name: flags.tolist() for name, flags in constants.items()} == {"blocks.[0::1].norm.frozen": [1, 0, 1]}
+    for name, value in before.items():  # layer 1 is not frozen: its bias alone is
+        assert np.array_equal(after[name], value) == ("blocks.1." not in name), name
+    other_outputs, _, other_after, other_grads, none, _ = after_a_step(False, patterns)
+    assert not none
+    np.testing.assert_allclose(outputs, other_outputs, rtol=1e-5, atol=1e-6)
+    for mine, other in ((after, other_after), (grads, other_grads)):
+        assert mine.keys() == other.keys()
+        for name in mine:
+            np.testing.assert_allclose(mine[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_wholly_frozen_stack_trains_as_it_evaluates():
+    outputs, before, after, _, constants, evaluated = after_a_step(True, ("(?!head).*",))
+    assert not constants
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    np.testing.assert_array_equal(outputs, evaluated)
+    assert not np.allclose(evaluated, after_a_step(True, ())[0])
 
 
 SCRIPT = """

@@ -22,7 +22,7 @@ from models.core import sharding
 from tasks.base import Task
 from training.checkpoints import initial
 from training.distributed import mesh
-from training.optim import optim, schedules
+from training.optim import frozen, optim, schedules
 from training.run import feeding, step
 from training.run.health import healthy
 from training.run.state import TrainState
@@ -167,14 +167,15 @@ def prepare(
             params, model_state = mesh.place((params, model_state), (shardings.params, shardings.model_state))
         return jax.jit(build, out_shardings=shardings)(params, model_state)
 
+    training_graph, constants = frozen.training_graph(graph, params, model_state, config.optim.freeze)
     function = step.make_step(
         task,
-        graph,
+        training_graph,
         optimizer,
         partner_graphs,
         parts=config.optim.accumulate,
         ema_decay=config.optim.ema,
-        skip=config.train.nonfinite == "skip",
+        constants=constants,
     )
     batch_shardings = dict.fromkeys(batch_shapes, mesh.batch_sharding(device_mesh))
     jitted = jax.jit(

@@ -30,30 +30,30 @@ def make_step(
     *,
     parts: int,
     ema_decay: float,
-    skip: bool,
+    constants: Mapping[str, Any] | None = None,
 ) -> Callable[[TrainState, Mapping[str, jax.Array], Any], tuple[TrainState, jax.Array]]:
     """Builds `step(state, batch, partners) -> (state, done)`.
 
     `done` is a scalar to wait for, never to read: the state itself is donated to the next step.
 
-    A step that is not finite (`training/run/health.py`) is noted in `health`; the loop decides whether to go on. One
-    whose loss or gradients are not finite changes nothing else but `step`. For what only the update makes infinite that
-    is so with `skip` alone: it takes the update twice, once to look at it before anything is overwritten. Without it
-    the run ends, the state after the step is never used, and looking at what is being written costs next to nothing.
+    A step that is not finite (`training/run/health.py`) changes nothing but `step` and `health`; the loop decides
+    whether to go on. To look at what a step would leave behind before anything is overwritten, the compiled program
+    computes the element-wise update twice: it reads parameters and moments once more, and keeps no second copy.
 
     Args:
       parts: the batch is split into this many parts whose gradients are averaged; part i takes examples i, i +
         parts, ... so that every device keeps its own examples.
       ema_decay: decay of the moving average; 0 keeps none.
-      skip: whether the run goes on after a step that is not finite.
+      constants: state that the graph has besides that of the run, by name; it never changes.
     """
-    train_metrics = task.train_metrics()
+    train_metrics, fixed = task.train_metrics(), dict(constants or {})
 
     def loss_of(params: Flat, model_state: Flat, batch: Any, key: jax.Array, partners: Any):
-        model = models.merge(graph, params, model_state)
+        model = models.merge(graph, params, {**model_state, **fixed})
         outputs = task.forward(model, batch, train=True, key=key, partners=partners)
         loss, scalars = task.loss(outputs, batch)
-        return loss, (models.split(model)[2], scalars, outputs)
+        after = {name: value for name, value in models.split(model)[2].items() if name not in fixed}
+        return loss, (after, scalars, outputs)
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
@@ -91,9 +91,7 @@ def make_step(
         bad_loss = ~jnp.isfinite(loss)
         bad_params = norms.overflowed_groups(params, optimizer.group_names)
         overflow = bad_params.any() | ~norms.all_finite((opt_state, model_state))
-        good = ~bad_loss & ~aux.bad_groups.any()
-        if skip:
-            good &= ~overflow
+        good = ~bad_loss & ~aux.bad_groups.any() & ~overflow
         ema = {}
         if ema_decay:
             now = {"params": params, "model_state": model_state}
