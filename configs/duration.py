@@ -23,9 +23,13 @@ ALLOWED = "'1000', '90 epochs', '1e6 examples' or '5%'"
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """A length of training, such as `Duration.parse("90 epochs")`."""
+    """A length of training, such as `Duration.parse("90 epochs")`.
 
-    value: float
+    Its text, `str(duration)`, has every digit: reading it again gives the same value. A whole number that was written
+    with digits alone is an integer, however large.
+    """
+
+    value: int | float
     unit: str
 
     @classmethod
@@ -41,7 +45,9 @@ class Duration:
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
             raise ValueError(f"{text!r} is no duration: write {ALLOWED}")
-        value = float(match[1])
+        value = int(match[1]) if match[1].isdigit() else float(match[1])
+        if math.isinf(float(match[1])):
+            raise ValueError(f"{text!r} is no finite duration: write {ALLOWED}")
         if unit == "steps" and value != int(value):
             raise ValueError(f"{text!r} is no whole number of steps: write {ALLOWED}")
         if unit == "percent" and value > 100:
@@ -61,14 +67,16 @@ class Duration:
                 f"'{self}' is a share of the run and cannot say how long the run is: write steps, epochs or examples"
             )
         per_unit = {
-            "steps": 1.0,
             "epochs": examples / batch_size,
             "examples": 1 / batch_size,
             "percent": (total or 0) / 100,
         }
+        if self.unit == "steps":
+            return int(self.value)
         steps = self.value * per_unit[self.unit]
         return max(math.floor(steps + 0.5), 1) if self.value else 0
 
     def __str__(self) -> str:
-        number = f"{self.value:g}" if self.value != int(self.value) else str(int(self.value))
+        # The shortest text that reads as the same number; a whole one without its ".0".
+        number = repr(self.value).removesuffix(".0")
         return number + {"steps": "", "percent": "%"}.get(self.unit, f" {self.unit}")

@@ -140,6 +140,40 @@ def test_durations():
     assert str(parse(" 5 % ")) == "5%"
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("0.1 epochs", "0.1 epochs"),
+        ("33.333333333333336%", "33.333333333333336%"),
+        ("1234567.5 epochs", "1234567.5 epochs"),
+        ("1281167 examples", "1281167 examples"),
+        ("9007199254740993", "9007199254740993"),  # no float64
+        ("1e6 examples", "1000000 examples"),
+        ("1e22 examples", "1e+22 examples"),
+        (1e-7, None),
+        ("0.0000001 epochs", "1e-07 epochs"),
+        (2.0, "2"),
+    ],
+)
+def test_durations_keep_their_digits(text, written):
+    if written is None:
+        with pytest.raises(ValueError, match="no whole number of steps"):
+            configs.Duration.parse(text)
+        return
+    duration = configs.Duration.parse(text)
+    assert str(duration) == written
+    assert configs.Duration.parse(str(duration)) == duration
+    saved = configs.as_dict(configs.load(QUICKSTART, {"optim.warmup": written}))
+    assert configs.from_dict(saved).optim.warmup == duration
+    assert saved["optim"]["warmup"] == written
+
+
+@pytest.mark.parametrize("text", ["1e999 epochs", "9" * 400])
+def test_durations_that_are_no_number_are_refused(text):
+    with pytest.raises(ValueError, match="is no finite duration"):
+        configs.Duration.parse(text)
+
+
 def test_reads_are_recorded_and_undeclared_reads_fail():
     config = configs.load(QUICKSTART)
     schema.READS.clear()
