@@ -1,7 +1,10 @@
 """Muon for flat dictionaries with stacked leaves: which leaves it takes, as which matrices, and the transformation.
 
-Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the update scale of Liu et al.,
-"Muon is Scalable for LLM Training" (arXiv:2502.16982, equation 4), so that AdamW's learning rate and decay serve.
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024, kellerjordan.github.io/posts/muon), with
+the momentum of its code (github.com/KellerJordan/Muon, `muon_update`): `m = lerp(m, g, 1 - beta)`, then, with Nesterov,
+`lerp(g, m, beta)` is made orthogonal by five steps of the quintic Newton-Schulz iteration. The bias of m is not
+corrected; optax does, so that its look-ahead differs in the first steps. The update scale is that of Liu et al., "Muon
+is Scalable for LLM Training" (arXiv:2502.16982, equation 4), so that AdamW's learning rate and decay serve.
 """
 
 import math
@@ -9,9 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from training.optim.patterns import Shaped, stacked, unrolled_shape
 
@@ -25,9 +27,8 @@ _IN_BLOCK = re.compile(r"(?:^|\.)blocks\.(?:\d+|\[\d+::\d+\])\.")
 
 
 class State(NamedTuple):
-    """Momentum by parameter name, in the shapes of the parameters, and the number of updates."""
+    """Momentum by parameter name, in the shapes of the parameters."""
 
-    count: Int[Array, ""]  # type: ignore[assignment]  # hides tuple.count, as in optax
     mu: dict[str, Array]
 
 
@@ -67,7 +68,8 @@ def scale_by_muon(
     """
     views = {name: _matrices(name, leaf) for name, leaf in params.items()}
     axes = {name: optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=3) for name in params}
-    inner = optax.contrib.scale_by_muon(beta=beta, nesterov=nesterov, mu_dtype=mu_dtype, weight_dimension_numbers=axes)
+    # Without momentum of its own, optax makes what it is given orthogonal.
+    inner = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=axes)
 
     def as_matrices(tree: Mapping[str, Array]) -> dict[str, Array]:
         return {name: leaf.reshape(views[name][0]) for name, leaf in tree.items()}
@@ -76,16 +78,18 @@ def scale_by_muon(
         return {name: leaf.reshape(params[name].shape) for name, leaf in tree.items()}
 
     def init(params: optax.Params) -> State:
-        return State(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params, dtype=mu_dtype))
+        return State(optax.tree.zeros_like(params, dtype=mu_dtype))
 
     def update(
         updates: optax.Updates, state: State, params: optax.Params | None = None
     ) -> tuple[dict[str, Array], State]:
-        before = inner.init({})._replace(count=state.count, mu=as_matrices(state.mu))
-        directions, after = inner.update(as_matrices(updates), before)
+        mu = {name: beta * state.mu[name] + (1 - beta) * grad for name, grad in updates.items()}
+        ahead = {name: beta * mu[name] + (1 - beta) * grad for name, grad in updates.items()} if nesterov else mu
+        matrices = as_matrices(ahead)
+        directions, _ = inner.update(matrices, inner.init(matrices))
         scaled = {
             name: UPDATE_RMS * math.sqrt(max(views[name][1:])) * direction for name, direction in directions.items()
         }
-        return as_leaves(scaled), State(after.count, as_leaves(after.mu))
+        return as_leaves(scaled), State(optax.tree.cast(mu, mu_dtype))
 
     return optax.GradientTransformation(init, update)
