@@ -57,6 +57,9 @@ class Task:
       columns: the results shown in the table on the terminal, in this order; empty shows every scalar result.
       known_options: what `config.task.options` takes, each with its default, meaning and bounds; `self.options` holds
         their values, checked.
+      couples_batch: True where the loss of a batch is not the mean of the losses of its parts, because it compares
+        examples with each other (contrastive losses) or divides by a number of the whole batch; such a batch cannot be
+        taken in parts (`config.optim.accumulate`). `prepare` always has the whole batch, and may mix its examples.
     """
 
     trains: ClassVar[bool] = True
@@ -64,6 +67,7 @@ class Task:
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     columns: ClassVar[tuple[str, ...]] = ()
     known_options: ClassVar[Mapping[str, Field]] = {}
+    couples_batch: ClassVar[bool] = False
 
     def __init__(self, config: Any, info: Any):
         """Keeps the whole configuration (attribute access), what the data source says of itself (`Source.info`) and

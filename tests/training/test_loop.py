@@ -213,9 +213,10 @@ def test_steps_are_skipped_in_a_row_up_to_a_bound():
 
 
 def test_accumulation_takes_the_step_of_the_whole_batch(tmp_path):
+    """Mixup too, which mixes the whole batch before it is split."""
     for parts in (1, 4):
         loop.train(
-            tiny.config(optim__accumulate=parts, optim__name="sgd", optim__learning_rate=0.1),
+            tiny.config(optim__accumulate=parts, optim__name="sgd", optim__learning_rate=0.1, train__mixup=0.8),
             tmp_path / str(parts),
             terminal=tiny.quiet(),
         )
@@ -225,6 +226,19 @@ def test_accumulation_takes_the_step_of_the_whole_batch(tmp_path):
     np.testing.assert_allclose(
         [r["loss"] for r in tiny.rows(tmp_path / "1")], [r["loss"] for r in tiny.rows(tmp_path / "4")], rtol=1e-5
     )
+
+
+def test_a_loss_that_couples_a_batch_is_not_accumulated():
+    class Contrastive(tiny_tasks.Restoration):
+        couples_batch = True
+
+    source = tiny_tasks.restoration_source()
+    config = tiny.config(optim__accumulate=2)
+    with pytest.raises(
+        ValueError, match=r"^config\.optim\.accumulate=2: the loss of task .*takes accumulate=1"
+    ) as refused:
+        prepare(config, task=Contrastive(config, source.info), source=source)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_moving_average_follows_the_parameters(tmp_path):

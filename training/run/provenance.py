@@ -45,5 +45,8 @@ def headline(run: Run) -> str:
         f"{len(jax.devices())} x {device.device_kind} ({device.platform}), mesh {mesh}, {jax.process_count()} "
         f"process(es)",
     ]
+    if config.optim.accumulate > 1 and run.template.model_state:
+        part = config.data.batch_size // config.optim.accumulate
+        lines.append(f"optim.accumulate={config.optim.accumulate}: batch statistics are those of each {part} examples")
     lines.append(str(models.summarize(run.model, run.task.example_inputs(1), call=run.task.answer)))
     return "\n".join(lines)

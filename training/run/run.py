@@ -97,6 +97,12 @@ def prepare(
     task = tasks.create(config, source.info) if task is None else task
     if not task.trains:
         raise ValueError(f"config.task.name={config.task.name}: this task has nothing to train; run eval.py")
+    if task.couples_batch and config.optim.accumulate > 1:
+        raise ValueError(
+            f"config.optim.accumulate={config.optim.accumulate}: the loss of task {config.task.name!r} compares the "
+            "examples of a batch with each other, so that the loss of parts is another one; it takes accumulate=1 "
+            "(less memory: model.remat, more devices, or a smaller data.batch_size)"
+        )
     examples = len(source)
     total = _total_steps(config, examples)
 
