@@ -2,57 +2,90 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import os
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 from typing_extensions import override
 
+from data import tree
+from data.names import printable
 from data.source import EncodedImage, Info, Record, Source
-from data.split import select
+from data.split import SPELLINGS, find_split, names_in, select, usual_name
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 TEST_SHARE = 0.1
+Files = list[tuple[str, int]]
+"""Relative paths and labels."""
 
 
 def open_class_folders(argument: str, split: str, directory: str | None = None) -> Source:
     """`folder:PATH` with PATH/<split>/<class>/*.jpg, or PATH/<class>/*.jpg, which is divided by a hash of the name.
 
-    Without split folders `test` holds a tenth of the files and `train` the rest, and adding files moves none of
-    the others. A folder `val`, `valid` or `validation` also answers to `test` where there is no such folder. Files
-    are ordered by the hash of their name, so that a slice of a split is a fair sample of it.
+    Split folders may have any usual spelling of `train`, `val` and `test` (`Training`, `dev`), and so may `split`; one
+    that cannot be used is an error only where it is asked for. `val` also answers to `test` where there is no such
+    folder. Without split folders `test` holds a tenth of the files and `train` the rest, and adding files moves none of
+    the others. Files are ordered by the hash of their name, so that a slice of a split is a fair sample of it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder or the split cannot be used; the message names the folder and the key.
     """
     root = find_folder("folder", argument, directory)
-    folders = {name: root / name for name in SPLIT_FOLDERS if (root / name).is_dir() and _folders(root / name)}
-    if folders:
-        held_out = next((folders[name] for name in ("val", "valid", "validation") if name in folders), None)
-        if held_out is not None:
-            folders.setdefault("test", held_out)
-        classes = _folders(folders.get("train", next(iter(folders.values()))))
-        files = {name: _labelled(folder, classes) for name, folder in folders.items()}
-    else:
-        classes = _folders(root)
-        if not classes:
-            raise ValueError(f"folder {root} holds no class folder; wanted <class>/*.jpg or train/<class>/*.jpg in it")
-        whole = _labelled(root, classes)
-        files = {
-            "train": [item for item in whole if _hash(item[0]) >= TEST_SHARE],
-            "test": [item for item in whole if _hash(item[0]) < TEST_SHARE],
-        }
-        folders = {"train": root, "test": root}
+    folders, without_classes = _split_folders(root)
+    if not folders:
+        return _open_undivided(root, split)
+    classes = _classes(folders.get("train", next(iter(folders.values()))))
+    problems = {name: f"folder {printable(str(path))} holds no class folder" for name, path in without_classes.items()}
+    files: dict[str, Files] = {}
+    for name, folder in folders.items():
+        try:
+            files[name] = _labelled(folder, classes, complete=name == "train")
+        except ValueError as error:
+            problems[name] = str(error)
     sizes = {name: len(items) for name, items in files.items()}
-    return select(split, sizes, lambda name: ImageFiles(folders[name], files[name], name, classes, sizes))
+    names = {name: name for name in (*files, *problems)}
+    if "val" in names:
+        names.setdefault("test", "val")
+
+    def whole(name: str) -> Source:
+        return ImageFiles(folders[names[name]], files[names[name]], name, classes, sizes)
+
+    try:
+        for name in names_in(split):
+            chosen = names[find_split(name, names)]
+            if chosen in problems:
+                raise ValueError(problems[chosen])
+        return select(split, {name: sizes[real] for name, real in names.items() if real in sizes}, whole)
+    except ValueError as error:
+        place = f"split folders of {printable(str(root))}"
+        raise ValueError(f"{error} ({place}; see data.train_split and data.eval_split)") from None
+
+
+def _open_undivided(root: Path, split: str) -> Source:
+    classes = _classes(root)
+    if not classes:
+        raise ValueError(
+            f"folder {printable(str(root))} holds no class folder; wanted <class>/*.jpg or train/<class>/*.jpg in it"
+        )
+    whole = _labelled(root, classes, complete=True)
+    files = {
+        "train": [item for item in whole if _hash(item[0]) >= TEST_SHARE],
+        "test": [item for item in whole if _hash(item[0]) < TEST_SHARE],
+    }
+    sizes = {name: len(items) for name, items in files.items()}
+    return select(split, sizes, lambda name: ImageFiles(root, files[name], name, classes, sizes))
 
 
 def open_images(argument: str, split: str = "all", directory: str | None = None) -> Source:
     """`images:PATH`: every image below PATH in the order of its name, without labels; its one split is `all`."""
     root = find_folder("images", argument, directory)
-    files = [(name, -1) for name in sorted(_images(root))]
+    files = [(name, -1) for name in sorted(tree.images(root))]
     if not files:
-        raise ValueError(f"folder {root} holds no image ({', '.join(EXTENSIONS)})")
+        raise ValueError(f"folder {printable(str(root))} holds no image ({', '.join(tree.EXTENSIONS)})")
     sizes = {"all": len(files)}
     return select(split, sizes, lambda name: ImageFiles(root, files, name, (), sizes))
 
@@ -60,15 +93,13 @@ def open_images(argument: str, split: str = "all", directory: str | None = None)
 class ImageFiles(Source):
     """Image files with the label of their folder; decoded when used, in RGB."""
 
-    def __init__(
-        self, root: Path, files: list[tuple[str, int]], split: str, classes: Iterable[str], sizes: dict[str, int]
-    ):
+    def __init__(self, root: Path, files: Files, split: str, classes: Iterable[str], sizes: dict[str, int]):
         self._root = root
         self._names = [name for name, _ in files]
         self._labels = np.array([label for _, label in files], np.int64)
         class_names = tuple(classes)
         self.info = Info(
-            name=f"folder:{root}",
+            name=f"folder:{printable(str(root))}",
             split=split,
             fields={"image": "image", "label": "label"} if class_names else {"image": "image"},
             num_examples=len(files),
@@ -76,6 +107,7 @@ class ImageFiles(Source):
             class_names=class_names,
             image_shape=(None, None, 3),
             splits=sizes,
+            notes=_absent(class_names, self._labels, f"split {split!r} of {printable(str(root))}"),
         )
 
     def __len__(self) -> int:
@@ -83,12 +115,12 @@ class ImageFiles(Source):
 
     def __getitem__(self, index: int) -> Record:
         path = self._root / self._names[index]
-        record: Record = {"index": index, "image": EncodedImage(path, str(path))}
+        record: Record = {"index": index, "image": EncodedImage(path, printable(str(path)))}
         return {**record, "label": int(self._labels[index])} if self.info.class_names else record
 
     @override
     def describe(self, index: int) -> str:
-        return str(self._root / self._names[index])
+        return printable(str(self._root / self._names[index]))
 
 
 def find_folder(kind: str, argument: str, directory: str | None) -> Path:
@@ -102,39 +134,71 @@ def find_folder(kind: str, argument: str, directory: str | None) -> Path:
     if not argument:
         raise ValueError(f"{kind!r} needs the path of a folder: data.name='{kind}:PATH'")
     if not root.is_dir():
-        raise FileNotFoundError(f"folder {root} is a file" if root.exists() else f"folder {root} does not exist")
+        place = printable(str(root))
+        raise FileNotFoundError(f"folder {place} is a file" if root.exists() else f"folder {place} does not exist")
     return root
 
 
-def _folders(root: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
+def _split_folders(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The folders that are named as splits are, by the usual name: those that hold class folders, and the others."""
+    named: dict[str, Path] = {}
+    for name in tree.folders(root):
+        usual = usual_name(name)
+        if usual in named:
+            raise ValueError(
+                f"folder {printable(str(root))} holds {named[usual].name!r} and {name!r}, which both name the split "
+                f"{usual!r} (data.train_split, data.eval_split): rename one"
+            )
+        if usual in SPELLINGS:
+            named[usual] = root / name
+    divided = {usual: named[usual] for usual in SPELLINGS if usual in named and tree.folders(named[usual])}
+    return divided, {usual: folder for usual, folder in named.items() if usual not in divided}
 
 
-def _images(root: Path) -> list[str]:
-    """Paths below `root`, relative to it, with "/" between the parts on every system."""
-    found = []
-    for parent, _, names in os.walk(root, followlinks=True):
-        inside = Path(parent).relative_to(root).as_posix()
-        prefix = "" if inside == "." else inside + "/"
-        found += [prefix + name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
-    return found
+def _classes(root: Path) -> dict[str, str]:
+    """The folder of each class in `root`, ordered by class.
+
+    A class has the name of its folder in composed Unicode, since macOS writes accents as characters of their own.
+    """
+    found: dict[str, str] = {}
+    for folder in tree.folders(root):
+        name = unicodedata.normalize("NFC", printable(folder))
+        if name in found:
+            raise ValueError(f"folder {printable(str(root))} holds two class folders whose names look alike: {name!r}")
+        found[name] = folder
+    return dict(sorted(found.items()))
 
 
-def _labelled(root: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """(relative path, label) of every image below root/<class>, ordered by hash."""
-    strangers = set(_folders(root)) - set(classes)
+def _labelled(root: Path, classes: Iterable[str], complete: bool) -> Files:
+    """(relative path, label) of every image below root/<class>, ordered by hash; `complete` wants all classes there."""
+    place, folders, names = printable(str(root)), _classes(root), list(classes)
+    strangers = sorted(set(folders) - set(names))
     if strangers:
-        some = ", ".join(sorted(strangers)[:5])
-        raise ValueError(f"folder {root} has classes that the training folder lacks: {some}")
-    files = []
-    for label, name in enumerate(classes):
-        images = _images(root / name) if (root / name).is_dir() else []
-        if not images:
-            raise ValueError(f"class folder {root / name} holds no image ({', '.join(EXTENSIONS)})")
-        files += [(f"{name}/{image}", label) for image in images]
+        alike = {name.casefold(): name for name in names}
+        nearest = difflib.get_close_matches(strangers[0].casefold(), alike, n=1)
+        hint = f"; nearest: {alike[nearest[0]]!r}" if nearest else ""
+        raise ValueError(f"folder {place} has classes that the training folder lacks: {', '.join(strangers[:5])}{hint}")
+    files: Files = []
+    for label, name in enumerate(names):
+        folder = root / folders.get(name, name)
+        images = tree.images(folder, within=root) if name in folders else []
+        # A held-out set may lack a class, but not hold a class whose files are none that can be read.
+        if not images and (complete or (name in folders and any(folder.iterdir()))):
+            raise ValueError(f"class folder {printable(str(folder))} holds no image ({', '.join(tree.EXTENSIONS)})")
+        files += [(f"{folders[name]}/{image}", label) for image in images]
+    if not files:
+        raise ValueError(f"folder {place} holds no image ({', '.join(tree.EXTENSIONS)})")
     return sorted(files, key=lambda item: (_hash(item[0]), item[0]))
+
+
+def _absent(classes: tuple[str, ...], labels: Int[np.ndarray, " n"], where: str) -> tuple[str, ...]:
+    """A sentence on the classes of which there is no image, if there are some."""
+    present = set(labels.tolist())
+    names = [name for label, name in enumerate(classes) if label not in present]
+    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return (f"{where} has no image of {len(names)} of {len(classes)} classes: {some}",) if names else ()
 
 
 def _hash(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "big") / 2**64

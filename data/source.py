@@ -39,7 +39,7 @@ class Info:
     """What is known about a source before a record is read.
 
     `image_shape` is (height, width, channels) of the field `image`, None where it varies; `splits` maps the name of
-    every split of the set to its number of examples.
+    every split of the set to its number of examples; `notes` are sentences to say before the set is used.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Info:
     class_names: tuple[str, ...] = ()
     image_shape: tuple[int | None, int | None, int] | None = None
     splits: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, kind in self.fields.items():

@@ -214,7 +214,7 @@ def test_class_folders_with_splits(tmp_path):
                 save(tmp_path / split / name / f"{index}.png", level=10 * label)
     train = data.open_source(f"folder:{tmp_path}", "train")
     assert train.info.class_names == ("cat", "dog")
-    assert train.info.splits == {"train": 6, "val": 4, "test": 4}
+    assert train.info.splits == {"train": 6, "val": 4}
     for index in range(6):
         record = train[index]
         assert np.asarray(record["image"])[0, 0, 0] == 10 * record["label"]
@@ -268,7 +268,7 @@ def test_wrong_folders_end_in_one_line(tmp_path, case):
     elif case == "strange class":
         save(root / "test" / "c" / "0.png")
         save(root / "test" / "a" / "0.png")
-        error, message = ValueError, "classes that the training folder lacks: c"
+        split, error, message = "test", ValueError, "classes that the training folder lacks: c"
     elif case == "no path":
         root, error, message = "", ValueError, "folder:PATH"
     else:

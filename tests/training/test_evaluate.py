@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ import models
 from tasks import base
 from training.checkpoints import checkpoint
 from training.distributed import hostread
-from training.evaluation import trained
+from training.evaluation import results, trained
 from training.run import command, evaluate, loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,20 +135,48 @@ def test_four_devices_give_the_same_results(workdir, tmp_path):
 
 def test_predictions_of_a_folder(workdir, tmp_path, capsys):
     random = np.random.default_rng(0)
-    (tmp_path / "images" / "more").mkdir(parents=True)
-    for name in ("b.png", "a.png", "more/c.png"):
-        Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "images" / name)
-    assert run("--workdir", workdir, f"--predict={tmp_path / 'images'}", "--output", tmp_path / "out") == 0
-    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
-    assert [row["file"] for row in rows] == ["a.png", "b.png", "more/c.png"]
+    images = tmp_path / os.fsdecode(b"im\xe1ges")
+    (images / "more").mkdir(parents=True)
+    for name in (b"b.png", b"a.png", b"more/\xf1.png"):
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(images / os.fsdecode(name))
+    assert run("--workdir", workdir, f"--predict={images}", "--output", tmp_path / "out") == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open(encoding="utf-8")))
+    assert [row["file"] for row in rows] == ["a.png", "b.png", "more/\\xf1.png"]
     assert list(rows[0])[:5] == ["file", "class", "probability", "top2", "probability2"]
     probabilities = [float(rows[0]["probability"]), *(float(rows[0][f"probability{k}"]) for k in range(2, 6))]
     assert probabilities == sorted(probabilities, reverse=True)
     assert 1 / 6 < probabilities[0] <= 1
-    (tmp_path / "images" / "d.png").write_bytes(b"")
-    assert run("--workdir", workdir, f"--predict={tmp_path / 'images'}", "--output", tmp_path / "no") == 2
+    (images / "d.png").write_bytes(b"")
+    assert run("--workdir", workdir, f"--predict={images}", "--output", tmp_path / "no") == 2
     assert "d.png" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_a_report_on_a_folder_whose_name_is_not_utf8(workdir, tmp_path):
+    model = model_of(workdir, **{"data.name": "folder:" + os.fsdecode(b"s\xe9t")})
+    files = results.write(tmp_path, model, {}, {}, None)
+    assert [file.name for file in files] == ["report.html"]
+    assert "s\\udce9t" in files[0].read_text(encoding="utf-8")
+
+
+def test_what_to_know_of_evaluation_sets_is_said(tmp_path):
+    """Which split chooses the checkpoints where there are two to choose on, and which classes a set lacks."""
+    for split, classes in (("train", "abc"), ("val", "abc"), ("test", "ac")):
+        for name in classes:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+
+    def notes(**overrides):
+        config = tiny.config(data__name=f"folder:{tmp_path}", **overrides)
+        return evaluate.notes(config, evaluate.open_sets(config))
+
+    lacks, chosen = notes()
+    assert lacks.endswith("has no image of 1 of 3 classes: b")
+    assert "chosen on the split 'test'" in chosen
+    assert "--config.data.eval_split=val" in chosen
+    assert len(notes(checkpoint__keep_best=0)) == 1
+    assert notes(data__eval_split="val") == []
+    assert evaluate.notes(tiny.config(), evaluate.open_sets(tiny.config())) == []
 
 
 @pytest.mark.parametrize(

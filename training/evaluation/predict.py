@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import data
+from data.names import printable
 from training.evaluation.trained import Trained
 
 
@@ -44,5 +45,5 @@ def _header(columns: int) -> Sequence[str]:
 
 
 def _below(folder: str | Path, file: str) -> str:
-    root = Path(folder).expanduser()
+    root = Path(printable(str(Path(folder).expanduser())))
     return Path(file).relative_to(root).as_posix() if Path(file).is_relative_to(root) else file

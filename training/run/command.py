@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import io
 import logging
 import os
 import re
@@ -137,6 +138,8 @@ def guarded(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """
     from training.distributed.preemption import Preempted
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             code = main(arguments)

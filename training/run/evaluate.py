@@ -18,6 +18,7 @@ import numpy as np
 import data
 import models
 from configs import Config
+from data.split import usual_name
 from tasks.base import Task
 from training.distributed import hostread, mesh
 from training.run import feeding
@@ -59,6 +60,24 @@ def open_sets(config: Config, sources: Mapping[str, data.Source] | None = None) 
     if sources is not None:
         return {label: source for label, source in sources.items() if label != "train"}
     return {label: feeding.open_source(config, name, split) for label, (name, split) in set_names(config).items()}
+
+
+def notes(config: Config, sets: Mapping[str, data.Source]) -> list[str]:
+    """What to know of the evaluation sets of a run: that one lacks classes, that checkpoints are chosen on a test set.
+
+    Args:
+      sets: by label; the first is the one that checkpoints are chosen on.
+    """
+    found = [note for source in sets.values() for note in source.info.notes]
+    info = next(iter(sets.values())).info if sets else None
+    if info is not None and config.checkpoint.keep_best:
+        spare = next((name for name in info.splits if usual_name(name) == "val"), None)
+        if spare and {usual_name(part.partition("[")[0].strip()) for part in info.split.split("+")} == {"test"}:
+            found.append(
+                f"the best checkpoints are chosen on the split {info.split!r} of {info.name}; to keep it for the end, "
+                f"choose on {spare!r}: --config.data.eval_split={spare}"
+            )
+    return found
 
 
 def check_classes(task: Task, source: data.Source) -> None:

@@ -160,6 +160,8 @@ class Session:
         run, total = self.run, self.run.total_steps
         if self.primary and self.first_step == 0 and not self.terminal.quiet:
             self.terminal.say(provenance.headline(run))
+            for note in (*run.source.info.notes, *evaluate.notes(run.config, self.sets)):
+                self.terminal.say(note)
         window = _Window()
         under_way: collections.deque[jax.Array] = collections.deque()
         tracer = _Tracer(self.workdir / "profile", self.first_step, total) if profile else None
