@@ -69,6 +69,17 @@ FIELDS: dict[str, Any] = {
         "eval_transforms": Field("resize({size/0.875})|center_crop({size})|normalize", "Evaluation transforms."),
         "mean": Field((0.485, 0.456, 0.406), "Mean per channel that `normalize` subtracts, on a 0 to 1 scale."),
         "std": Field((0.229, 0.224, 0.225), "Standard deviation per channel that `normalize` divides by."),
+        "pixel_range": Field(
+            (),
+            "Values of black and white in images of more than 8 bits, such as 0,4095; empty takes those that are in no "
+            "doubt (docs/data.md).",
+        ),
+        "alpha": Field(
+            "drop",
+            "Transparent images: keep the stored colours, put them on a ground, or refuse them.",
+            choices=("drop", "black", "white", "refuse"),
+        ),
+        "exif_rotation": Field(False, "Turn images as the camera noted in their EXIF block."),
         "repeats": Field(
             1,
             "Repeated augmentation: each example comes this many times, augmented anew; an epoch has as many "

@@ -1,6 +1,7 @@
 """Data sets as records of typed fields, transforms, and streams that are pure functions of (seed, position)."""
 
 from data.catalog import open_source, register_source
+from data.pixels import Reading
 from data.source import ArraySource, EncodedImage, ExampleError, Info, Record, Source
 from data.stream import EvalBatches, TrainStream, eval_batches, train_stream
 from data.transforms import TRANSFORMS, Pipeline, parse_transforms
@@ -13,6 +14,7 @@ __all__ = [
     "ExampleError",
     "Info",
     "Pipeline",
+    "Reading",
     "Record",
     "Source",
     "TrainStream",

@@ -8,7 +8,8 @@ from typing import Protocol
 import naming
 from data.folder import open_class_folders, open_images
 from data.idx import open_idx
-from data.source import DecodedOnce, Source
+from data.pixels import Reading
+from data.source import DecodedOnce, ReadAs, Source
 from data.synthetic import open_synthetic
 from data.tfds_source import open_digits, open_tfds
 
@@ -38,7 +39,9 @@ def register_source(name: str, opener: Opener) -> None:
     _OPENERS[name] = opener
 
 
-def open_source(name: str, split: str, directory: str | None = None, cache: str = "auto") -> Source:
+def open_source(
+    name: str, split: str, directory: str | None = None, cache: str = "auto", reading: Reading | None = None
+) -> Source:
     """Opens a split of a data set.
 
     Args:
@@ -49,6 +52,7 @@ def open_source(name: str, split: str, directory: str | None = None, cache: str 
         directory: where prepared sets live; None for the default of the source.
         cache: `memory` keeps decoded examples after their first use, `none` does not, `auto` does so for a set whose
             images have one shape and take less than 256 MiB.
+        reading: what becomes of more than 8 bits, alpha and EXIF's rotation.
 
     Raises:
         FileNotFoundError: nothing by this name; the message lists what there is.
@@ -65,6 +69,7 @@ def open_source(name: str, split: str, directory: str | None = None, cache: str 
         source = _outside(f"{kind}:{outside}")(rest, split, directory)
     else:
         source = open_tfds(name, split, directory, others=tuple(_OPENERS))
+    source = source if reading in (None, Reading()) else ReadAs(source, reading or Reading())
     shape = source.info.image_shape or (None,)
     small = None not in shape and len(source) * math.prod(side or 0 for side in shape) < AUTO_CACHE_BYTES
     return DecodedOnce(source) if cache == "memory" or (cache == "auto" and small) else source

@@ -91,3 +91,10 @@ def check_record(record: Record, source: Source, index: int) -> None:
                 raise ExampleError(f"label {value} of {source.describe(index)} is not in 0..{classes - 1}")
         elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ExampleError(f"field {name!r} of {source.describe(index)} holds NaN or infinite values")
+        if kind == "image" and isinstance(value, np.ndarray) and value.dtype != np.uint8 and value.size:
+            low, high = value.min(), value.max()
+            if value.dtype.kind != "f" or not (low >= 0 and high <= 1):
+                raise ExampleError(
+                    f"image field {name!r} of {source.describe(index)} is {value.dtype} from {low:g} to {high:g}; "
+                    "wanted uint8, or floats from 0 to 1: set data.pixel_range=black,white"
+                )

@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Integer
 from PIL import Image, UnidentifiedImageError
 from typing_extensions import override
+
+from data.pixels import TURNS, Reading, eight_bit, orientation
 
 Record = dict[str, Any]
 
@@ -75,8 +78,8 @@ class Source(Protocol):
 class EncodedImage:
     """An image still in its file or in its compressed bytes; `np.asarray(image)` decodes it to uint8 [H, W, C]."""
 
-    def __init__(self, content: bytes | Path, name: str, mode: str = "RGB"):
-        self.content, self.name, self.mode = content, name, mode
+    def __init__(self, content: bytes | Path, name: str, mode: str = "RGB", reading: Reading | None = None):
+        self.content, self.name, self.mode, self.reading = content, name, mode, reading or Reading()
         self._opened: Image.Image | None = None
 
     def _open(self) -> Image.Image:
@@ -91,23 +94,45 @@ class EncodedImage:
     def size(self) -> tuple[int, int]:
         """(width, height), from the header alone. Raises ExampleError with the name."""
         try:
-            return self._open().size
+            width, height = self._open().size
+            return (height, width) if self._turned() > 4 else (width, height)
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
             raise self._failure(error) from error
 
     def decode(self, least: tuple[int, int] | None = None) -> Image.Image:
-        """Decodes to Pillow's mode "RGB" or "L". A JPEG may come 2, 4 or 8 times smaller, but with neither side
-        below `least` = (width, height), which costs a fraction of the time. Raises ExampleError with the name.
+        """Decodes any depth (`data.pixels`) to Pillow's mode "RGB" or "L". A JPEG may come 2, 4 or 8 times smaller, but
+        with neither side below `least` = (width, height), which costs a fraction of the time.
+
+        Raises ExampleError with the name.
         """
         try:
+            turned = self._turned()
             opened, self._opened = self._open(), None  # draft() changes it for good
             if least is not None:
-                opened.draft(self.mode, least)
+                opened.draft(self.mode, least[::-1] if turned > 4 else least)
             if opened.mode == "F" and not np.isfinite(np.asarray(opened)).all():
                 raise OSError("it holds NaN or infinite values")
-            return opened.convert(self.mode)
+            image = eight_bit(opened, self.mode, self.reading)
+            return image.transpose(TURNS[turned]) if turned in TURNS else image
         except Exception as error:
             raise self._failure(error) from error
+
+    def integers(self) -> Integer[np.ndarray, "H W"]:
+        """The values as they are stored, of any depth and not scaled: a mask. Raises ExampleError with the name."""
+        try:
+            opened, self._opened = self._open(), None
+            if opened.mode not in ("1", "L", "P") and not opened.mode.startswith("I"):
+                raise OSError(f"mode {opened.mode}: a mask has one channel of integers")
+            return np.asarray(opened) * 1 if opened.mode == "1" else np.asarray(opened)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def read_as(self, reading: Reading) -> EncodedImage:
+        """The same image, read in another way."""
+        return EncodedImage(self.content, self.name, self.mode, reading)
+
+    def _turned(self) -> int:
+        return orientation(self._open()) if self.reading.exif_rotation else 1
 
     def _failure(self, error: Exception) -> ExampleError:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
@@ -193,6 +218,32 @@ class Selection(Source):
     def describe(self, index: int) -> str:
         source, inner = self._locate(index)
         return source.describe(inner)
+
+
+class ReadAs(Source):
+    """Another source whose images are read in a certain way, those that are arrays of more than 8 bits too."""
+
+    def __init__(self, source: Source, reading: Reading):
+        self._source, self._reading, self.info = source, reading, source.info
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = dict(self._source[index])
+        for name, kind in self.info.fields.items():
+            value = record[name]
+            if isinstance(value, EncodedImage):
+                record[name] = value.read_as(self._reading)
+            elif kind == "image" and self._reading.pixel_range and np.asarray(value).dtype != np.uint8:
+                black, white = self._reading.pixel_range
+                unit = (np.asarray(value, np.float64) - black) / (white - black)
+                record[name] = np.clip(unit, 0, 1).astype(np.float32)
+        return record
+
+    @override
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
 
 
 class DecodedOnce(Source):

@@ -67,6 +67,9 @@ class Prepared(Source):
         self._modes = {
             name: "L" if features[name].shape[-1] == 1 else "RGB" for name, kind in kinds.items() if kind == "image"
         }
+        self._floats = {
+            name for name, kind in kinds.items() if kind == "image" and features[name].np_dtype == np.float32
+        }
         # Only these features are parsed, and images stay compressed until a transform needs their pixels.
         self._features = tfds.features.FeaturesDict({name: features[name] for name in kinds})
         self._decoders = {name: tfds.decode.SkipDecoding() for name, kind in kinds.items() if kind in ("image", "mask")}
@@ -80,7 +83,9 @@ class Prepared(Source):
             num_examples=sizes[split],
             num_classes=label.num_classes if label else None,
             class_names=tuple(label.names or ()) if label else (),
-            image_shape=tuple(features["image"].shape) if kinds.get("image") == "image" else None,
+            image_shape=(*features["image"].shape[:2], 1 if features["image"].shape[-1] == 1 else 3)
+            if kinds.get("image") == "image"
+            else None,
             splits=sizes,
         )
 
@@ -92,10 +97,14 @@ class Prepared(Source):
         where = self._name(index, raw)
         record: Record = {"index": index}
         for name, kind in self.info.fields.items():
-            if kind == "image":
+            if name in self._floats:
+                # TFDS keeps a float32 as the four channels of a PNG.
+                channels = np.asarray(EncodedImage(raw[name], where, "RGBA"))
+                record[name] = np.ascontiguousarray(channels).view(np.float32)
+            elif kind == "image":
                 record[name] = EncodedImage(raw[name], where, self._modes[name])
             elif kind == "mask":
-                record[name] = np.asarray(EncodedImage(raw[name], where, "L"))[..., 0]
+                record[name] = EncodedImage(raw[name], where).integers()
             else:
                 record[name] = raw[name].decode() if kind == "text" else raw[name]
         return record

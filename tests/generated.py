@@ -31,19 +31,9 @@ def prepare(name, directory):
         "image": tfds.features.Image(shape=shape, encoding_format=encoding.lower()),
         "label": tfds.features.ClassLabel(num_classes=classes),
     }
-    folder = directory / name / version
-    folder.mkdir(parents=True)
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name=name
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity,
-        features=tfds.features.FeaturesDict({**features, **{text: tfds.features.Text() for text in texts}}),
-    )
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=100, file_format="array_record")
-    writer.initialize_splits(list(splits))
+    examples = {}
     for split, count in splits.items():
-        examples = [
+        examples[split] = [
             {
                 "image": image_bytes(shape, encoding, random),
                 "label": int(random.integers(classes)),
@@ -51,5 +41,25 @@ def prepare(name, directory):
             }
             for i in range(count)
         ]
-        writer.add_examples({split: examples})
+    write(directory, name, version, {**features, **{text: tfds.features.Text() for text in texts}}, examples)
+
+
+def write(directory, name, version, features, examples, config=None):
+    """Writes `{split: examples}` with these features; images are given as the bytes of files."""
+    import tensorflow_datasets as tfds
+
+    folder = directory / name / (config or "") / version
+    folder.mkdir(parents=True)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name,
+        config_name=config,
+        version=tfds.core.Version(version),
+        data_dir=str(folder),
+        module_name=name,
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=100, file_format="array_record")
+    writer.initialize_splits(list(examples))
+    for split, some in examples.items():
+        writer.add_examples({split: some})
     writer.close_all()

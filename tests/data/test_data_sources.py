@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import generated
 import numpy as np
 import pytest
 from PIL import Image
@@ -155,20 +156,16 @@ def test_all_kinds_of_tfds_features(tmp_path):
         Image.fromarray(array).save(buffer, "PNG")
         return buffer.getvalue()
 
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "segmentation": tfds.features.LabeledImage(labels=3, shape=(None, None, 1)),
-            "label": tfds.features.ClassLabel(num_classes=5),
-            "caption": tfds.features.Text(),
-            "file_name": tfds.features.Text(),
-            "weights": tfds.features.Tensor(shape=(2,), dtype=np.float32),
-        }
-    )
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "segmentation": tfds.features.LabeledImage(labels=3, shape=(None, None, 1)),
+        "label": tfds.features.ClassLabel(num_classes=5),
+        "caption": tfds.features.Text(),
+        "file_name": tfds.features.Text(),
+        "weights": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+    }
     mask = np.array([[0, 1], [2, 1]], np.uint8)
-    folder = tmp_path / "scenes" / "small" / "1.2.0"
-    folder.mkdir(parents=True)
-    examples = {
+    example = {
         "image": png(np.full((2, 2, 3), 9, np.uint8)),
         "segmentation": png(mask),
         "label": 3,
@@ -176,23 +173,7 @@ def test_all_kinds_of_tfds_features(tmp_path):
         "file_name": "thing.png",
         "weights": np.zeros(2, np.float32),
     }
-    writer = tfds.core.SequentialWriter(
-        tfds.core.DatasetInfo(
-            builder=tfds.core.dataset_info.DatasetIdentity(
-                name="scenes",
-                config_name="small",
-                version=tfds.core.Version("1.2.0"),
-                data_dir=str(folder),
-                module_name="scenes",
-            ),
-            features=features,
-        ),
-        max_examples_per_shard=10,
-        file_format="array_record",
-    )
-    writer.initialize_splits(["train"])
-    writer.add_examples({"train": [examples] * 2})
-    writer.close_all()
+    generated.write(tmp_path, "scenes", "1.2.0", features, {"train": [example] * 2}, config="small")
     source = data.open_source("scenes/small", "train", str(tmp_path))
     kinds = {"image": "image", "segmentation": "mask", "label": "label", "caption": "text"}
     assert source.info.fields == kinds

@@ -150,6 +150,15 @@ def test_predictions_of_a_folder(workdir, tmp_path, capsys):
     assert run("--workdir", workdir, f"--predict={images}", "--output", tmp_path / "no") == 2
     assert "d.png" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+    Image.fromarray(np.full((16, 16), 4095, np.uint16)).save(images / "d.png")  # white of 12 bits, in 16
+    again = ["--workdir", workdir, f"--predict={images}", "--output", tmp_path / "deep"]
+    assert run(*again) == 2
+    assert "d.png: mode I;16 with values from 4095 to 4095" in capsys.readouterr().err
+    Image.new("L", (16, 16), 255).save(images / "e.png")
+    assert run(*again, "--config.data.pixel_range=0,4095") == 0
+    white = list(csv.DictReader((tmp_path / "deep" / "predictions.csv").open(encoding="utf-8")))[2:4]
+    assert [row.pop("file") for row in white] == ["d.png", "e.png"]
+    assert white[0] == white[1]
 
 
 def test_a_report_on_a_folder_whose_name_is_not_utf8(workdir, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import data
 from data.names import printable
 from training.evaluation.trained import Trained
+from training.run import feeding
 
 
 def predict_folder(trained: Trained, folder: str | Path) -> str:
@@ -23,7 +24,7 @@ def predict_folder(trained: Trained, folder: str | Path) -> str:
       FileNotFoundError: no such folder.
       ValueError: it has no images, one of them cannot be read, or the task does not predict classes.
     """
-    source = data.open_source(f"images:{folder}", split="all", cache="none")
+    source = data.open_source(f"images:{folder}", split="all", cache="none", reading=feeding.reading(trained.config))
     info = trained.task.info
     names = list(info.class_names) or [str(number) for number in range(info.num_classes or 0)]
     text = io.StringIO()

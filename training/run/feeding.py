@@ -17,8 +17,15 @@ from training.distributed import mesh
 
 
 def open_source(config: Config, name: str, split: str) -> data.Source:
-    """Opens a split of a set with the configuration's directory and cache."""
-    return data.open_source(name, split=split, directory=config.data.directory or None, cache=config.data.cache)
+    """Opens a split of a set with the configuration's directory and cache, its images read as it says."""
+    settings = config.data
+    return data.open_source(name, split, settings.directory or None, settings.cache, reading(config))
+
+
+def reading(config: Config) -> data.Reading:
+    """How image files are read; the same in training, evaluation and prediction."""
+    settings = config.data
+    return data.Reading(settings.pixel_range, settings.alpha, settings.exif_rotation)
 
 
 def transforms(text: str, image_size: int | tuple[int, int]) -> str:
