@@ -149,8 +149,10 @@ def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None,
 
     sets = evaluate.open_sets(config)
     model = trained.load(saved, config, use_ema=use_ema, info=next(iter(sets.values())).info)
-    for note in (note for source in sets.values() for note in source.info.notes):
-        print(note)
+    notes = [note for source in sets.values() for note in source.info.notes]
+    for note in [*notes, *evaluate.check_classes(model.task, sets)]:
+        if processes.is_first():
+            print(note, file=sys.stderr)
     found = {label: model.evaluate(source) for label, source in sets.items()}
     print(results.table(found, model.task.columns))
     if output is not None:

@@ -204,7 +204,7 @@ def test_an_impossible_set_is_named(entry, said):
         (["--workdir=nowhere"], "nowhere"),
         (["--step=3"], "available: 2, 4"),
         (["--config.data.eval_transforms=resize(8)|normalize"], "shape (8, 8, 3)"),
-        (["--config.eval.sets=other=synthetic:classes=3@test"], "3 classes, the model 6"),
+        (["--config.eval.sets=other=synthetic:classes=7@test"], "7 classes, the model 6"),
         (["--config.model.options.width=32"], "do not fit"),
         (["--output=/proc/nowhere"], "/proc"),
         (["--predict=nowhere"], "nowhere does not exist"),
@@ -279,3 +279,28 @@ def test_a_set_that_lacks_a_field_is_refused(workdir):
     source = data.ArraySource({"image": np.zeros((2, 16, 16, 3), np.uint8)}, fields={"image": "image"}, num_classes=6)
     with pytest.raises(ValueError, match="no field 'label'"):
         model_of(workdir).evaluate(source)
+
+
+def renamed(source, names, order):
+    """The source with named classes whose numbers are changed: class `order[i]` becomes class i."""
+    labels = np.argsort(order)[[source[i]["label"] for i in range(len(source))]]
+    images = np.stack([np.asarray(source[i]["image"]) for i in range(len(source))])
+    fields = {"image": "image", "label": "label"}
+    return data.ArraySource({"image": images, "label": labels}, fields=fields, class_names=[names[i] for i in order])
+
+
+def test_classes_of_a_set_are_found_by_name(workdir):
+    saved = checkpoint.restore_for_eval(workdir)
+    saved["metadata"]["info"]["class_names"] = list("abcdef")
+    model = trained.load(saved, configs.from_dict(saved["config"]))
+    source = renamed(evaluate.open_sets(model.config)["test"], "abcdef", range(6))
+    order = [2, 0, 1, 5, 4, 3]
+    expected, found = model.evaluate(source), model.evaluate(renamed(source, "abcdef", order))
+    assert found["confusion"] == expected["confusion"]
+    assert found["top1"] == expected["top1"]
+    sets = {"same": source, "other": renamed(source, "ABCDEF", order)}
+    assert evaluate.check_classes(model.task, sets) == [
+        "other (arrays): the same classes in another order, matched by name"
+    ]
+    with pytest.raises(ValueError, match="'arrays' has 6 classes, the model 6, and 'g' is not among 'a', 'b'"):
+        model.evaluate(renamed(source, "abcdeg", order))

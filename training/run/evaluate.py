@@ -18,6 +18,7 @@ import numpy as np
 import data
 import models
 from configs import Config
+from data import classes
 from data.split import usual_name
 from tasks.base import Task
 from training.distributed import hostread, mesh
@@ -80,15 +81,27 @@ def notes(config: Config, sets: Mapping[str, data.Source]) -> list[str]:
     return found
 
 
-def check_classes(task: Task, source: data.Source) -> None:
-    """Refuses a set that has another number of classes than the model.
+def in_classes_of(task: Task, source: data.Source) -> data.Source:
+    """The set with the labels of the model: matched by name, where both have names. It may have fewer classes.
 
     Raises:
-      ValueError: both numbers.
+      ValueError: it has a class that the model lacks or, without names, another number of them.
     """
-    classes, expected = source.info.num_classes, task.info.num_classes
-    if classes != expected:
-        raise ValueError(f"{source.info.name!r} has {classes} classes, the model {expected}")
+    return classes.labelled_as(source, task.info)
+
+
+def check_classes(task: Task, sets: Mapping[str, data.Source]) -> list[str]:
+    """Refuses a set with classes that the model lacks.
+
+    Returns:
+      A sentence for each set whose labels are not simply the model's.
+
+    Raises:
+      ValueError: see `in_classes_of`.
+    """
+    count = task.info.num_classes or 0
+    found = {label: classes.described(classes.places(source.info, task.info), count) for label, source in sets.items()}
+    return [f"{label} ({sets[label].info.name}): {said}" for label, said in found.items() if said]
 
 
 def flat_results(values: Mapping[str, Any]) -> Results:
@@ -180,9 +193,9 @@ class Evaluator:
           Results by name; numbers are floats, the rest lists of them that JSON can hold.
 
         Raises:
-          ValueError: the set has no examples, lacks a field, or has another number of classes than the model.
+          ValueError: the set has no examples, lacks a field, or has other classes than the model.
         """
-        check_classes(self.task, source)
+        source = in_classes_of(self.task, source)
         states = self._init()
         for batch in itertools.islice(self._on_device(source, complete=True), most_batches):
             states = self._step(states, params, model_state, batch, self.partner_arrays)

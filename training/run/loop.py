@@ -89,7 +89,8 @@ def train(
         for source in sets.values():
             spec = run.task.batch_spec(1, train=False, info=source.info)
             feeding.check(config, source, spec, training=False)
-            evaluate.check_classes(run.task, source)
+        for note in evaluate.check_classes(run.task, sets):
+            terminal.say(note)
         with Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches) as session:
             return session.run_steps(signals, profile)
 
