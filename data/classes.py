@@ -45,6 +45,19 @@ def locate(names: Sequence[str], among: Sequence[str]) -> tuple[int, ...]:
     raise ValueError(_difference(names, among))
 
 
+def moved(before: Sequence[str], now: Sequence[str]) -> int | None:
+    """The first label that does not mean the class that it meant; None where each does. Both are equally long."""
+    try:
+        if locate(before, now) == tuple(range(len(now))):
+            return None
+    except ValueError:
+        pass
+    differ = [
+        label for label, (old, new) in enumerate(zip(before, now, strict=True)) if _spelling(old) != _spelling(new)
+    ]
+    return differ[0] if differ else 0
+
+
 def places(inner: Info, outer: Info, what: str = "the model") -> tuple[int, ...]:
     """Where each class of `inner` is among those of `outer`: by name if both have names, else by number.
 

@@ -1,10 +1,13 @@
 """The training loop: what it reads, when it stops, and that its parts agree with each other."""
 
+import contextlib
 import dataclasses
 import functools
 import io
+import json
 import multiprocessing
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +21,7 @@ import models
 from tasks.classification import Classification
 from training.checkpoints import checkpoint
 from training.distributed import hostread
-from training.run import feeding, loop
+from training.run import began, feeding, loop
 from training.run.health import check, healthy, noted
 from training.run.log import Terminal
 from training.run.run import prepare
@@ -455,3 +458,48 @@ def test_the_last_step_is_not_evaluated_twice(tmp_path, every, steps):
     loop.train(tiny.config(train__steps=5, eval__every_steps=every), tmp_path, terminal=tiny.quiet())
     assert [row["step"] for row in tiny.rows(tmp_path, "eval/test")] == steps
     assert checkpoint.restore_for_eval(tmp_path)["metadata"]["metric"]["name"] == "top1"
+
+
+def shades(names, examples=48):
+    """Grey images of one shade for each class."""
+    labels = np.arange(examples) % len(names)
+    images = np.broadcast_to(labels[:, None, None, None] * 60, (examples, 16, 16, 3)).astype(np.uint8)
+    columns = {"image": images, "label": labels}
+    return data.ArraySource(columns, fields={"image": "image", "label": "label"}, class_names=names)
+
+
+def test_a_run_goes_on_with_changed_data_only_where_labels_mean_the_same(tmp_path, capsys):
+    config = tiny.config(train__steps="2 epochs", checkpoint__every_steps=3, log__every_steps="0")
+
+    def train(source):
+        return loop.train(config, tmp_path, terminal=Terminal(), sources={"train": source, "test": shades("abc", 16)})
+
+    assert train(shades("abc"))["step"] == 6
+
+    (tmp_path / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    note = (tmp_path / "data.json").rename(tmp_path / "kept.json")
+    # Without the note, as for a state of another workdir, the checkpoint says what the labels were.
+    with pytest.raises(ValueError, match="step 3: label 0 was 'a' and is 'b' in 'arrays' now"):
+        train(shades("bac"))
+    note.rename(tmp_path / "data.json")
+    capsys.readouterr()
+    assert train(shades("Abc", examples=16))["step"] == 6
+    assert "began with 48 examples, and its data has 16 now; it goes on to step 6" in capsys.readouterr().out
+    assert json.loads((tmp_path / "data.json").read_text())["examples"] == 48
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("abcd", "had 3 classes and has 4 now"),
+        ("acb", "label 1 was 'b' and is 'c'"),
+        ("abd", "label 2 was 'c' and is 'd'"),
+        ("ABC", None),
+        ("012", None),
+    ],
+)
+def test_labels_keep_their_meaning(names, said):
+    before = {"num_classes": 3, "class_names": ["a", "b", "c"]}
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        began.check_labels(before, shades(names).info, "--workdir=runs/a")

@@ -24,7 +24,7 @@ from tasks.base import Task
 from training.checkpoints import checkpoint
 from training.distributed import hostread, mesh, processes
 from training.distributed.preemption import Preempted, Signals
-from training.run import evaluate, feeding, provenance, summary
+from training.run import began, evaluate, feeding, provenance, summary
 from training.run import workdir as workdirs
 from training.run.health import check as check_health
 from training.run.log import Jsonl, Terminal, Writers
@@ -84,7 +84,11 @@ def train(
             "several processes have to be connected by training.distributed.processes.start, as train.py does"
         )
     with Signals() as signals:
-        run = prepare(config, task=task, source=(sources or {}).get("train"))
+        first = began.read(workdir)
+        source = (sources or {}).get("train")
+        run = prepare(config, task=task, source=source, examples=first.examples if first else None)
+        for note in began.changes(first, run, f"--workdir={workdir}") if first else ():
+            terminal.say(note)
         sets = evaluate.open_sets(config, sources)
         for source in sets.values():
             spec = run.task.batch_spec(1, train=False, info=source.info)
@@ -138,6 +142,7 @@ class Session:
         if self.primary:
             # Only now: a workdir that cannot be continued stays as it is.
             workdirs.begin(workdir, config, overrides)
+            began.note(workdir, run)
         self.skipped_steps = 0  # as far as the host has read
         self.eval_results: dict[str, Any] = {}
         self.eval_failures: dict[str, str] = {}  # of the sets that have no results
@@ -152,6 +157,7 @@ class Session:
             restored, metadata = self.checkpoints.restore(
                 self.run.template.as_dict(), shardings=self.run.shardings.as_dict()
             )
+            began.check_labels(metadata["info"], self.run.source.info, f"{self.workdir} step {metadata['step']}")
             self.terminal.say(f"resuming {self.workdir} from step {metadata['step']}")
             return TrainState(**restored)
         return self.run.initial_state()

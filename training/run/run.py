@@ -79,6 +79,7 @@ def prepare(
     task: Task | None = None,
     source: data.Source | None = None,
     devices: Sequence[jax.Device] | None = None,
+    examples: int | None = None,
 ) -> Run:
     """Builds task, model shapes, optimizer, mesh and the jitted step.
 
@@ -87,6 +88,7 @@ def prepare(
       source: in place of the one that `config.data` names.
       devices: in place of those of this process. Where they are those of a described topology, which can be compiled
         for and not run on, `partner_arrays` are shapes.
+      examples: in an epoch, by which lengths of this run are counted; None for those of the source.
 
     Raises:
       ValueError, FileNotFoundError: something in the configuration cannot work; the message says which key.
@@ -103,7 +105,7 @@ def prepare(
             "examples of a batch with each other, so that the loss of parts is another one; it takes accumulate=1 "
             "(less memory: model.remat, more devices, or a smaller data.batch_size)"
         )
-    examples = len(source)
+    examples = examples or len(source)
     total = _total_steps(config, examples)
 
     def steps(name: str) -> int:
