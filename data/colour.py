@@ -103,6 +103,11 @@ class Normalize(Transform):
             unit = 255 if array.dtype == np.uint8 else 1
             example.values[name] = _scale_and_shift(array, 1 / (unit * std), -mean / std)
 
+    @override
+    def pixel_scale(self, field: str) -> tuple[np.ndarray, np.ndarray] | None:
+        mean, std = (np.atleast_1d(np.asarray(value, np.float64)) for value in (self.mean, self.std))
+        return (mean, std) if self.acts_on(field) else None
+
 
 @dataclass(frozen=True)
 class ValueRange(Transform):
@@ -118,6 +123,11 @@ class ValueRange(Transform):
             unit = 255 if array.dtype == np.uint8 else 1
             scale, shift = np.float32((self.high - self.low) / unit), np.float32(self.low)
             example.values[name] = _scale_and_shift(array, np.atleast_1d(scale), np.atleast_1d(shift))
+
+    @override
+    def pixel_scale(self, field: str) -> tuple[np.ndarray, np.ndarray] | None:
+        span = self.high - self.low
+        return (np.array([-self.low / span]), np.array([1 / span])) if self.acts_on(field) else None
 
 
 def _scale_and_shift(

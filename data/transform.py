@@ -44,14 +44,18 @@ class Transform:
         """The fields that leave this transform, given those that enter it."""
         return kinds
 
+    def pixel_scale(self, field: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(mean, std) for a transform that makes images `(pixel - mean) / std`, pixels from 0 to 1; else None."""
+        del field
+        return None
+
+    def acts_on(self, name: str) -> bool:
+        """Whether `on` allows a field."""
+        return self.on is None or name in ((self.on,) if isinstance(self.on, str) else self.on)
+
     def fields(self, example: Example, *kinds: str) -> list[str]:
         """The fields of these kinds (all, if none is given) that this transform acts on."""
-        chosen = (self.on,) if isinstance(self.on, str) else self.on
-        return [
-            name
-            for name, kind in example.kinds.items()
-            if (not kinds or kind in kinds) and (chosen is None or name in chosen)
-        ]
+        return [name for name, kind in example.kinds.items() if (not kinds or kind in kinds) and self.acts_on(name)]
 
 
 @dataclass(frozen=True)

@@ -142,13 +142,14 @@ class Task:
         outputs = self.forward(model, inputs, train=False, key=None, partners={})
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
-    def partners(self, load: Callable[[str], nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
+    def partners(self, load: Callable[..., nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
         """Frozen helpers by name, such as a teacher.
 
-        `load(path)` gives the trained model of a working directory or a checkpoint, so a task needs to know nothing
-        about files. The arrays of partners enter the compiled step as arguments; they are never updated, averaged or
-        saved. With `train=False` only those that an evaluation needs are loaded: a teacher, for one, may be gone by
-        then.
+        `load(path)` gives the trained model of a working directory, a checkpoint or `CONFIG.py:FILE` of official
+        weights, so a task needs to know nothing about files. It takes images as this run has them, and answers in the
+        classes of its data; with `load(path, match_classes=False)` in its own. The arrays of partners enter the
+        compiled step as arguments; they are never updated, averaged or saved. With `train=False` only those that an
+        evaluation needs are loaded: a teacher, for one, may be gone by then.
         """
         del load, train
         return {}

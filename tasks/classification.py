@@ -33,7 +33,11 @@ OPTIONS = {
     "cutmix": Field(0.0, "Alpha of CutMix's Beta distribution; 0 is off.", low=0),
     "mixup_probability": Field(1.0, "Probability that a batch is mixed at all.", low=0, high=1),
     "mixup_switch_probability": Field(0.5, "Probability of CutMix where both are on.", low=0, high=1),
-    "teacher": Field("", "Workdir or checkpoint of a frozen teacher; its moving average where it has one."),
+    "teacher": Field(
+        "",
+        "Workdir, checkpoint or CONFIG.py:FILE of official weights of a frozen teacher (docs/tasks.md); its moving average "
+        "where it has one.",
+    ),
     "distill": Field(
         "none", "Learn from the teacher's probabilities or from its decisions.", choices=("none", "soft", "hard")
     ),
@@ -119,7 +123,7 @@ class Classification(Task):
         spec = super().batch_spec(batch_size, train=train, info=info)
         return spec | {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
-    def partners(self, load: Callable[[str], nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
+    def partners(self, load: Callable[..., nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
         """The teacher, if the configuration names one; an evaluation has no use for it."""
         teacher = self.options.teacher
         return {"teacher": load(teacher)} if teacher and train else {}

@@ -50,7 +50,7 @@ def adapt_classifiers(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mappi
     adapted, notes = dict(loaded), []
     replaced = False
     for head in CLASSIFIERS:
-        before, now = (_classes(flat, head) for flat in (loaded, fresh))
+        before, now = (classes_of(flat, head) for flat in (loaded, fresh))
         if before == now:
             continue
         own = {name: value for name, value in fresh.items() if name.startswith(f"{head}.")}
@@ -161,7 +161,8 @@ STEPS: tuple[Callable[..., tuple[Flat, list[str]]], ...] = (
 """Each `(model, loaded, fresh) -> (adapted, notes)`, and raises ValueError where it should adapt and cannot."""
 
 
-def _classes(flat: Mapping[str, Any], head: str) -> int:
+def classes_of(flat: Mapping[str, Any], head: str) -> int:
+    """The number of classes of a classifier among parameters by our names; 0 without it."""
     leaves = [value for name, value in flat.items() if name.startswith(f"{head}.")]
     return leaves[0].shape[-1] if leaves and leaves[0].shape else 0
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from models.weights.torch_pickle import read_tensors
 from models.weights.wrappings import WHICH, Unwrapped, unwrap
 
 TORCH = (".pth", ".pt", ".bin", ".pth.tar")
+CLASS_NAMES = "class_names"
 SUFFIXES = (".safetensors", ".npz", *TORCH)
 
 
@@ -51,12 +53,14 @@ class Weights:
       kind: `"ema"` for averages over training steps as far as names say, else `"raw"`.
       notes: sentences for the user: which of several sets was taken, and what was left out.
       source: the path; empty for a mapping.
+      class_names: of the classifier, where the file says them (`write_safetensors`).
     """
 
     arrays: dict[str, np.ndarray]
     kind: str
     notes: list[str]
     source: str
+    class_names: tuple[str, ...] = ()
 
 
 def read(
@@ -99,7 +103,8 @@ def read(
         arrays = choose(_read_npz(file) if name.endswith(".npz") else _read_safetensors(file))
         if not arrays:
             raise ValueError(f"{file}: holds no arrays")
-    return Weights(arrays, unwrapped[0].kind, unwrapped[0].notes, str(file))
+    names = _class_names(file) if name.endswith(".safetensors") else ()
+    return Weights(arrays, unwrapped[0].kind, unwrapped[0].notes, str(file), names)
 
 
 def read_weights(source: str | os.PathLike[str] | Mapping[str, Any], which: str | None = None) -> dict[str, np.ndarray]:
@@ -107,8 +112,12 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any], which: str 
     return read(source, which).arrays
 
 
-def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], class_names: Sequence[str] = ()
+) -> None:
     """Writes arrays by name as safetensors, in one piece: whoever reads the file sees the old one or the new one.
+
+    Names of classes go to the metadata of the header, as JSON under `class_names`.
 
     Raises:
       ValueError: an array of a type that the format does not have.
@@ -117,7 +126,7 @@ def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndar
     # The library writes an array's memory as it lies, whatever its strides.
     rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     try:
-        safetensors.numpy.save_file(rows, path)
+        safetensors.numpy.save_file(rows, path, {CLASS_NAMES: json.dumps(list(class_names))} if class_names else None)
     except safetensors.SafetensorError as error:
         kind = OSError if "I/O error" in str(error) else ValueError
         raise kind(f"{path}: cannot be written as safetensors: {error}") from error
@@ -138,6 +147,16 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(file)
     except (safetensors.SafetensorError, KeyError) as error:
         raise ValueError(f"{file}: cannot be read as safetensors: {error}") from error
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    with safetensors.safe_open(file, "np") as content:
+        noted = (content.metadata() or {}).get(CLASS_NAMES, "[]")
+    try:
+        names = json.loads(noted)
+    except ValueError:
+        return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax import nnx
 from models.core.errors import unknown_name
 from models.core.state import Flat, split, stack, unrolled, unstack
 from models.weights import files, report
-from models.weights.adapt import STEPS
+from models.weights.adapt import STEPS, classes_of
 from models.weights.family import family_of
 from models.weights.files import Weights, write_safetensors
 from models.weights.table import Reading
@@ -128,14 +128,28 @@ class _Fitted:
     not_finite: str
 
 
-def _fit(model: nnx.Module, weights: Weights) -> _Fitted:
+def classifier_classes(model: nnx.Module, weights: Weights) -> int:
+    """The number of classes of the classifier in a file of weights; 0 without one.
+
+    Args:
+      model: of the same family, with any number of classes.
+    """
+    return classes_of(_read_names(model, weights)[2].arrays, "head")
+
+
+def _read_names(model: nnx.Module, weights: Weights) -> tuple[Flat, list[str], Reading]:
+    """The model's own leaves by unrolled name, what is to be said, and the file's by these names."""
     family = family_of(model)
     _, params, state = split(model)
     own = unrolled({**params, **state})
     found = family.translate(weights.arrays, model)
-    notes = [*weights.notes, *found.notes]
     shapes = {name: tuple(value.shape) for name, value in own.items()}
     reading = family.layouts[found.layout](model).read(found.arrays, shapes)
+    return own, [*weights.notes, *found.notes], reading
+
+
+def _fit(model: nnx.Module, weights: Weights) -> _Fitted:
+    own, notes, reading = _read_names(model, weights)
     typed, problems = _typed(reading.arrays, own), reading.problems
     loaded = typed
     for step in STEPS:
@@ -150,13 +164,18 @@ def _fit(model: nnx.Module, weights: Weights) -> _Fitted:
 
 
 def export_weights(
-    model: nnx.Module, path: str | os.PathLike[str] | None = None, *, layout: str = "torch"
+    model: nnx.Module,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    layout: str = "torch",
+    class_names: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """A model's weights by official names and in official layouts, the inverse of `load_weights`.
 
     Args:
       path: also writes them there, as safetensors.
       layout: `"torch"`, the official PyTorch names, or another layout of the family (`"big_vision"` for ViT).
+      class_names: of the classifier, noted in the file.
 
     Raises:
       ValueError: the model has no table, one that cannot be inverted, or shapes only.
@@ -172,7 +191,7 @@ def export_weights(
     flat = {name: np.asarray(value) for name, value in leaves.items()}
     arrays = family.layouts[layout](model).write(unstack(flat))
     if path is not None:
-        write_safetensors(path, arrays)
+        write_safetensors(path, arrays, class_names)
     return arrays
 
 

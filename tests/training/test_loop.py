@@ -219,7 +219,7 @@ def test_accumulation_takes_the_step_of_the_whole_batch(tmp_path):
     """Mixup too, which mixes the whole batch before it is split."""
     for parts in (1, 4):
         loop.train(
-            tiny.config(optim__accumulate=parts, optim__name="sgd", optim__learning_rate=0.1, train__mixup=0.8),
+            tiny.config(optim__accumulate=parts, optim__name="sgd", optim__learning_rate=0.1, task__options__mixup=0.8),
             tmp_path / str(parts),
             terminal=tiny.quiet(),
         )

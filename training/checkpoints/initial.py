@@ -18,11 +18,14 @@ import data
 import models
 import tasks
 from configs import Config
+from data import classes
 from models.weights import files
-from models.weights.load import read
+from models.weights.adapt import CLASSIFIERS
+from models.weights.files import Weights
+from models.weights.load import classifier_classes, read
 from models.weights.wrappings import EMA, RAW
 from tasks.base import Task
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, inputs
 from training.checkpoints import checkpoint_layout as layout
 from training.distributed import mesh
 
@@ -48,20 +51,6 @@ def saved_info(saved: Mapping[str, Any]) -> data.Info:
     values: dict[str, Any] = saved["metadata"]["info"]
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return data.Info(**fields)
-
-
-def load_model(path: str, use_ema: bool = True) -> nnx.Module:
-    """Rebuilds the trained model of a workdir or checkpoint, to be evaluated or to teach.
-
-    Raises:
-      FileNotFoundError: nothing there.
-      ValueError: the weights are those of another model.
-    """
-    saved = checkpoint.restore_for_eval(path)
-    config = configs.from_dict(saved["config"])
-    _, graph, params, state = abstract_model(tasks.create(config, saved_info(saved)))
-    new_params, new_state = weights(saved, use_ema)
-    return models.merge(graph, fit(new_params, params, path), fit(new_state, state, path))
 
 
 def fit(loaded: Mapping[str, np.ndarray], template: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -90,15 +79,18 @@ def find(path: str) -> None:
         checkpoint.find(path)
 
 
-def read_official(path: str, config: Config, info: data.Info, which: str | None = None) -> dict[str, Any]:
+def read_official(
+    path: str, config: Config, info: data.Info, which: str | None = None, *, average: bool = False
+) -> dict[str, Any]:
     """A file of official weights for the model that a configuration describes, as if it were a checkpoint.
 
     What had to be adapted, such as positions for another image size, is said on stderr.
 
     Args:
       path: a file that `models.load_weights` reads.
-      info: what the data says of itself; the classifier has to have as many classes.
+      info: what the data says of itself: its classes are the model's, unless the file says others (`classes_of`).
       which: of several sets of weights in the file, `"raw"` or `"ema"`; None where there is one.
+      average: take the moving average where there are several.
 
     Returns:
       What `training.checkpoints.checkpoint.restore_for_eval` returns, with step 0, averages that are the parameters
@@ -108,10 +100,23 @@ def read_official(path: str, config: Config, info: data.Info, which: str | None 
       FileNotFoundError: no such file.
       ValueError: the file cannot be read, holds several sets of weights, or does not fit the model.
     """
-    model = abstract_model(tasks.create(config, info))[0]
-    found = read(model, path, which, choice="--{}")
+
+    def model_for(info: data.Info) -> nnx.Module:
+        return abstract_model(tasks.create(config, info))[0]
+
+    model = model_for(info)
+    try:
+        found = read(model, path, which, choice="--{}")
+    except ValueError:
+        if not average:
+            raise
+        found = read(model, path, EMA)
+    theirs = classes_of(found, model, info)
+    if theirs.num_classes != info.num_classes:
+        model = model_for(theirs)
+    info = theirs
     params, model_state, notes = models.convert_weights(model, found)
-    _say(path, notes)
+    say(path, notes)
     return {
         "params": params,
         "model_state": model_state,
@@ -123,8 +128,29 @@ def read_official(path: str, config: Config, info: data.Info, which: str | None 
     }
 
 
+def classes_of(found: Weights, model: nnx.Module, info: data.Info) -> data.Info:
+    """`info` with the classes that a file of weights was trained on, as far as that is known.
+
+    A file that `eval.py --export` wrote says them. One with a classifier for 1000 classes is ImageNet's where those of
+    `info` are; others count as those of `info`.
+
+    Args:
+      model: one that the file is for, with any number of classes.
+    """
+    if found.class_names:
+        return dataclasses.replace(info, num_classes=len(found.class_names), class_names=found.class_names)
+    synsets = classes.imagenet()
+    if classifier_classes(model, found) == len(synsets) and classes.imagenet_places(info.class_names):
+        return dataclasses.replace(info, num_classes=len(synsets), class_names=synsets)
+    return info
+
+
 def start_from(
-    config: Config, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array], model: nnx.Module
+    config: Config,
+    params: Mapping[str, jax.Array],
+    model_state: Mapping[str, jax.Array],
+    model: nnx.Module,
+    info: data.Info,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Starts a fresh model from saved weights or from a file of official ones.
 
@@ -136,6 +162,8 @@ def start_from(
         taken.
       params, model_state: the fresh ones.
       model: knows what may be adapted.
+      info: what the data says of itself; a classifier for the same classes in another order is put in this one, and
+        one for other classes starts anew.
 
     Returns:
       Parameters and model state in the layout of the fresh ones, whole and on the host in every process.
@@ -148,6 +176,7 @@ def start_from(
             own = models.merge(models.split(model)[0], fresh, fresh_state)
             found = read(own, path, None if which == AUTO else which, choice="config.model.init_weights={}")
             loaded, loaded_state, notes = models.convert_weights(own, found)
+            theirs = classes_of(found, own, info)
         else:
             saved = checkpoint.restore_for_eval(path)
             if which == EMA and not saved["ema"]:
@@ -157,14 +186,54 @@ def start_from(
             if saved["ema"]:
                 taken, other = ("raw", "averaged") if which == RAW else ("averaged", "raw")
                 notes = [f"the {taken} weights are taken, not the {other} ones", *notes]
+            theirs = saved_info(saved)
+            notes += _other_inputs(configs.from_dict(saved["config"]), config)
+        loaded, said = _classes_by_name(loaded, models.unstack(fresh), theirs, info)
+        notes += said
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     fitted = fit(loaded, fresh, where), fit(loaded_state, fresh_state, where)
-    _say(f"init_from {path}", notes)
+    say(f"init_from {path}", notes)
     return fitted
 
 
-def _say(what: str, notes: Iterable[str]) -> None:
+def _other_inputs(theirs: Config, ours: Config) -> list[str]:
+    scales = [inputs.scale(config, "train_transforms") for config in (theirs, ours)]
+    if scales[0] is None or scales[1] is None or inputs.rescaled(scales[0], scales[1]) is None:
+        return []
+    return [f"it was trained on images with {inputs.spelled(scales[0])}; here they have {inputs.spelled(scales[1])}"]
+
+
+def _classes_by_name(
+    loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any], theirs: data.Info, ours: data.Info
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A classifier for as many classes, in the order of ours; for other classes it takes its `fresh` values."""
+    count = ours.num_classes
+    heads = [
+        name
+        for name, array in loaded.items()
+        if name.split(".")[0] in CLASSIFIERS and array.ndim and array.shape[-1] == count
+    ]
+    if not count or theirs.num_classes != count:
+        return dict(loaded), []
+    try:
+        found = classes.places(ours, theirs, "the weights")
+    except ValueError as error:
+        if not heads:
+            return dict(loaded), [
+                f"{error}; no classifier is known by its name ({', '.join(CLASSIFIERS)}) to start anew"
+            ]
+        anew = {name: np.asarray(fresh[name]) for name in heads if name in fresh}
+        return {**loaded, **anew}, [f"the classifier starts anew: {error}"]
+    if not (said := classes.described(found, count)):
+        return dict(loaded), []
+    if not heads:
+        return dict(loaded), [f"{said}; no classifier is known by its name ({', '.join(CLASSIFIERS)}) to put in order"]
+    return {**loaded, **{name: loaded[name][..., list(found)] for name in heads}}, [f"the classifier is for {said}"]
+
+
+def say(what: str, notes: Iterable[str]) -> None:
+    """Sentences about weights that were read, on stderr of the first process."""
     if jax.process_index() == 0:
         for note in notes:
             print(f"{what}: {note}", file=sys.stderr)

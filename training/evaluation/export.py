@@ -71,7 +71,7 @@ def export(trained: Trained, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [_write(folder / FUNCTION, bytes(function.serialize()))]
     try:
-        models.export_weights(model, folder / WEIGHTS)
+        models.export_weights(model, folder / WEIGHTS, class_names=trained.task.info.class_names)
         files.append(folder / WEIGHTS)
     except ValueError as error:
         print(f"{folder / WEIGHTS} is left out: {error}", file=sys.stderr)

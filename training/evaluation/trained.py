@@ -14,7 +14,7 @@ import tasks
 from configs import Config
 from models.core import sharding
 from tasks.base import Task
-from training.checkpoints import initial
+from training.checkpoints import initial, partners
 from training.distributed import mesh
 from training.run.evaluate import Evaluator, Results
 from training.run.state import Flat
@@ -83,8 +83,9 @@ def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: in
     graph, *leaves = models.split(model)
     shardings = mesh.tree_shardings(leaves, sharding.rules(model), device_mesh)
     params, model_state = mesh.place(leaves, shardings)
-    partners = {name: models.split(partner) for name, partner in task.partners(initial.load_model, train=False).items()}
-    partner_graphs = {name: parts[0] for name, parts in partners.items()}
-    arrays = mesh.place({name: parts[1:] for name, parts in partners.items()}, mesh.replicated(device_mesh))
+    helpers = task.partners(partners.loader(config, task.info), train=False)
+    split = {name: models.split(partner) for name, partner in helpers.items()}
+    partner_graphs = {name: parts[0] for name, parts in split.items()}
+    arrays = mesh.place({name: parts[1:] for name, parts in split.items()}, mesh.replicated(device_mesh))
     evaluator = Evaluator(task, graph, config, device_mesh, partner_graphs, arrays)
     return Trained(config, task, evaluator, params, model_state, weights, step)

@@ -20,7 +20,7 @@ import tasks
 from configs import Config
 from models.core import sharding
 from tasks.base import Task
-from training.checkpoints import initial
+from training.checkpoints import initial, partners
 from training.distributed import mesh
 from training.optim import frozen, optim, schedules
 from training.run import feeding, step
@@ -127,8 +127,8 @@ def prepare(
         num_layers=getattr(model, "num_layers", None),
         groups=task.optimizers(),
     )
-    partners = task.partners(initial.load_model)
-    split = {name: models.split(partner) for name, partner in partners.items()}
+    helpers = task.partners(partners.loader(config, task.info))
+    split = {name: models.split(partner) for name, partner in helpers.items()}
     partner_graphs = {name: parts[0] for name, parts in split.items()}
     whole = mesh.replicated(device_mesh)
     partner_arrays: Any = {name: parts[1:] for name, parts in split.items()}
@@ -171,7 +171,7 @@ def prepare(
         fresh = jax.jit(arrays, out_shardings=(shardings.params, shardings.model_state), compiler_options=options)
         params, model_state = fresh(config.seed)
         if config.model.init_from:
-            params, model_state = initial.start_from(config, params, model_state, model)
+            params, model_state = initial.start_from(config, params, model_state, model, task.info)
             params, model_state = mesh.place((params, model_state), (shardings.params, shardings.model_state))
         return jax.jit(build, out_shardings=shardings)(params, model_state)
 

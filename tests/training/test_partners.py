@@ -1,0 +1,161 @@
+"""Teachers and starts of another run: their own images, sides and order of classes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+import configs
+import data
+import models
+from data import classes
+from training.checkpoints import initial, inputs, partners
+from training.run import loop
+from training.run.run import prepare
+
+HALF = (0.5, 0.5, 0.5)
+NAMES = tuple("abcd")
+
+
+def named(names, examples=16):
+    images = np.random.default_rng(0).integers(0, 255, (examples, 16, 16, 3)).astype(np.uint8)
+    columns = {"image": images, "label": np.arange(examples) % len(names)}
+    return data.ArraySource(columns, fields={"image": "image", "label": "label"}, class_names=names)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run of one step on images scaled by 0.5 and 0.5."""
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    source = named(NAMES)
+    config = tiny.config(data__mean=HALF, data__std=HALF, train__steps=1)
+    loop.train(config, folder, terminal=tiny.quiet(), sources={"train": source, "test": source})
+    return folder
+
+
+def model_of(teacher):
+    return partners._trained(str(teacher), named(NAMES).info)[0]
+
+
+def scaled(config, key="train_transforms"):
+    """Two images as a run has them, `[2, 16, 16, 3]`."""
+    pipeline = data.parse_transforms(getattr(config.data, key), config.data.mean, config.data.std)
+    source = named(NAMES)
+    return np.stack([pipeline(source[i], source.info.fields, np.random.default_rng(0))["image"] for i in range(2)])
+
+
+def test_a_teacher_in_the_same_terms_is_taken_as_it_is(teacher, capsys):
+    config = tiny.config(data__mean=HALF, data__std=HALF)
+    assert not isinstance(partners.load(config, named(NAMES).info, str(teacher)), partners.Partner)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("normalize", ["normalize", "value_range(-2, 2)", "normalize(mean=0.1, std=(0.2, 0.3, 0.4))"])
+def test_a_teacher_gets_its_own_images_and_answers_in_the_classes_of_the_run(teacher, capsys, normalize):
+    config = tiny.config(data__train_transforms=normalize)
+    order = [2, 0, 3, 1]
+    info = named([NAMES[i].upper() for i in order]).info
+    partner = partners.load(config, info, str(teacher))
+    own = scaled(tiny.config(data__mean=HALF, data__std=HALF), "eval_transforms")
+    expected = np.asarray(model_of(teacher)(own))[:, order]
+    graph, *leaves = models.split(partner)
+    answer = jax.jit(lambda *leaves: models.merge(graph, *leaves)(scaled(config)))(*leaves)
+    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(partner.features(scaled(config))["logits"], expected, rtol=1e-4, atol=1e-5)
+    said = capsys.readouterr().err
+    assert "images are brought to its mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5" in said
+    assert "the same classes in another order, matched by name" in said
+    as_they_are = partners.load(config, named("xyz").info, str(teacher), match_classes=False)
+    np.testing.assert_allclose(as_they_are(scaled(config))[:, order], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_of_another_size_gets_resized_images(teacher, capsys):
+    config = tiny.config(data__mean=HALF, data__std=HALF, data__image_size=24)
+    partner = partners.load(config, named("ca").info, str(teacher))
+    large = np.full((1, 24, 24, 3), 0.25, np.float32)
+    np.testing.assert_allclose(partner(large), np.asarray(model_of(teacher)(large[:, :16, :16]))[:, [2, 0]], atol=1e-6)
+    said = capsys.readouterr().err
+    assert "images are resized from 24 x 24 to 16 x 16 pixels" in said
+    assert "2 of 4 classes, matched by name" in said
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "said"),
+    [
+        ({}, "abce", "'arrays' has 4 classes, the partner 4, and 'e' is not among 'a', 'b', 'c', 'd'"),
+        ({"data__train_transforms": "flip"}, NAMES, "config.data.train_transforms of this run has not one 'normalize'"),
+        ({"data__train_transforms": "normalize|normalize"}, NAMES, "this run has not one 'normalize'"),
+    ],
+)
+def test_a_teacher_that_cannot_be_asked_is_refused(teacher, keys, names, said):
+    with pytest.raises(ValueError, match=said):
+        partners.load(tiny.config(**keys), named(names).info, str(teacher))
+
+
+def test_a_file_of_weights_teaches_with_the_configuration_of_its_model(teacher, tmp_path):
+    file, described = tmp_path / "weights.safetensors", tmp_path / "tiny_run.py"
+    models.export_weights(model_of(teacher), file, class_names=NAMES)
+    described.write_text(
+        "from configs import base\n\n\ndef get_config():\n    config = base.get_config()\n"
+        f"    for key, value in { ({**tiny.TINY, 'data.mean': HALF, 'data.std': HALF})!r}.items():\n"
+        "        group, name = key.split('.')\n        config[group][name] = value\n    return config\n"
+    )
+    config, info = tiny.config(), named("dbca").info
+    one, other = (partners.load(config, info, path) for path in (str(teacher), f"{described}:{file}"))
+    np.testing.assert_array_equal(one(scaled(config)), other(scaled(config)))
+    with pytest.raises(ValueError, match=r"does not say its model; write configs/FILE\.py:.*weights\.safetensors"):
+        partners.load(config, info, str(file))
+    with pytest.raises(FileNotFoundError, match=r"no file of weights .*nowhere\.pth"):
+        partners.load(config, info, f"{described}:{tmp_path / 'nowhere.pth'}")
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_a_start_puts_the_classifier_in_the_order_of_its_classes(teacher, tmp_path, capsys, kind):
+    start, model = teacher, model_of(teacher)
+    if kind == "file":
+        start = tmp_path / "weights.safetensors"
+        models.export_weights(model, start, class_names=NAMES)
+    there = models.unstack(models.split(model)[1])
+    config = tiny.config(model__init_from=str(start))
+
+    def started(names):
+        params = models.unstack(prepare(config, source=named(names)).initial_state().params)
+        np.testing.assert_array_equal(params["blocks.1.mlp.fc1.kernel"], there["blocks.1.mlp.fc1.kernel"])
+        return np.asarray(params["head.kernel"]), capsys.readouterr().err
+
+    kernel, said = started("cbad")
+    np.testing.assert_array_equal(kernel, there["head.kernel"][:, [2, 1, 0, 3]])
+    assert "the classifier is for the same classes in another order, matched by name" in said
+    assert ("it was trained on images with mean 0.5, 0.5, 0.5 and std 0.5" in said) == (kind == "run")
+    kernel, said = started("abce")
+    assert not np.allclose(kernel, there["head.kernel"])
+    assert "the classifier starts anew: 'arrays' has 4 classes, the weights 4, and 'e' is not among" in said
+
+
+def test_weights_for_imagenet_are_known_by_their_classes():
+    config = tiny.config()
+    options = {**config.model.options, "image_size": 16}
+    model = models.create("vit_mu16", num_classes=1000, rngs=nnx.Rngs(0), **options)
+    arrays = models.export_weights(model)
+    found = models.weights.files.read(arrays)
+    small = models.create("vit_mu16", num_classes=2, rngs=nnx.Rngs(0), **options)
+    info = initial.classes_of(found, small, named(("n02102040", "tench")).info)
+    assert (info.num_classes, info.class_names) == (1000, classes.imagenet())
+    others = named(("cat", "lorry")).info
+    assert initial.classes_of(found, small, others) == others
+    said = dataclasses.replace(found, class_names=("lorry", "cat"))
+    assert initial.classes_of(said, small, others).class_names == ("lorry", "cat")
+
+
+def test_scales_are_read_from_transforms():
+    assert (
+        inputs.scale(tiny.config(data__train_transforms="view('clean')|normalize(on='clean')"), "train_transforms")
+        is None
+    )
+    mean, std = inputs.scale(
+        configs.replace(tiny.config(), data__eval_transforms="resize({size})|value_range(-1, 1)"), "eval_transforms"
+    )
+    assert (mean.tolist(), std.tolist()) == ([0.5], [0.5])
