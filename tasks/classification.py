@@ -35,8 +35,8 @@ OPTIONS = {
     "mixup_switch_probability": Field(0.5, "Probability of CutMix where both are on.", low=0, high=1),
     "teacher": Field(
         "",
-        "Workdir, checkpoint or CONFIG.py:FILE of official weights of a frozen teacher (docs/tasks.md); its moving average "
-        "where it has one.",
+        "Workdir, checkpoint or CONFIG.py:FILE of official weights of a frozen teacher (docs/tasks.md); its moving "
+        "average where it has one.",
     ),
     "distill": Field(
         "none", "Learn from the teacher's probabilities or from its decisions.", choices=("none", "soft", "hard")
