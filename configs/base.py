@@ -104,7 +104,12 @@ FIELDS: dict[str, Any] = {
         ),
     },
     "optim": {
-        "name": Field("adamw", "Optimizer.", choices=("adamw", "lamb", "lion", "sgd", "muon")),
+        "name": Field(
+            "adamw",
+            "Optimizer, one of ours or optax:NAME.",
+            choices=("adamw", "lamb", "lion", "sgd", "muon"),
+            prefix="optax:",
+        ),
         "learning_rate": Field(1e-3, "Peak learning rate.", low=0),
         "schedule": Field("cosine", "Shape after warm-up.", choices=("cosine", "linear", "rsqrt", "constant")),
         "warmup": Field(_d("5%"), "Linear warm-up from 0."),
@@ -131,6 +136,7 @@ FIELDS: dict[str, Any] = {
             (), "Regular expressions of parameters or modules that stay as they are, such as 'blocks.[0-5]'."
         ),
         "clip_norm": Field(0.0, "Global gradient norm above which gradients are scaled down; 0 is off.", low=0),
+        "options": Field({}, "Keyword arguments of optax:NAME, such as eps=1e-7 (docs/optim.md)."),
         "accumulate": Field(1, "Parts that a batch is split into, one after another, to save memory.", low=1),
         "ema": Field(
             0.0,
@@ -230,6 +236,6 @@ def get_config() -> ConfigDict:
 
     config = group(FIELDS)
     config.lock()
-    for name in ("model", "task"):
+    for name in ("model", "optim", "task"):
         config[name].options.unlock()
     return config

@@ -26,6 +26,7 @@ class Field:
       options.
       doc: one line for `--print_config`, with the unit.
       choices: the only values allowed, if not empty.
+      prefix: where there are choices, text that begins so is allowed besides; whoever reads it checks the rest.
       low, high: inclusive bounds of a number.
       kind: the key's type where the default does not say it: where it is None ("left to whoever reads it", which is
       then allowed as 'none'), or `Size`.
@@ -35,6 +36,7 @@ class Field:
     default: Any
     doc: str
     choices: tuple = ()
+    prefix: str = ""
     low: float | None = None
     high: float | None = None
     kind: type | None = None
@@ -43,7 +45,7 @@ class Field:
     def allowed(self) -> str:
         """Says in words what the key takes."""
         if self.choices:
-            return "one of " + ", ".join(map(str, self.choices))
+            return "one of " + ", ".join([*map(str, self.choices), *([f"{self.prefix}NAME"] if self.prefix else [])])
         if isinstance(self.default, Duration):
             return f"a duration such as {DURATIONS}"
         if self.kind is Size:
@@ -132,7 +134,8 @@ def check(key: str, field: Field, value: Any) -> Any:
         value = _convert(field, value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"config.{key}={value!r}: takes {field.allowed()}") from None
-    if field.choices and value not in field.choices:
+    open_ended = bool(field.prefix) and isinstance(value, str) and value.startswith(field.prefix)
+    if field.choices and value not in field.choices and not open_ended:
         raise ValueError(
             f"config.{key}={value!r}: takes {field.allowed()}{nearest(str(value), map(str, field.choices))}"
         )
@@ -259,7 +262,7 @@ def flat_values(config: Config) -> dict[str, Any]:
     return walk(json.loads(json.dumps(as_dict(config))), "")
 
 
-_FREE = ("model.options", "task.options")
+_FREE = ("model.options", "optim.options", "task.options")
 
 
 def digest(config: Config) -> str:

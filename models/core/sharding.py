@@ -68,7 +68,9 @@ def parameter_spec(shape: Sequence[int], split: Split | None, ways: Mapping[str,
     """
     axes: list[str | None] = [None] * len(shape)
     tensor, fsdp = ways.get("tensor", 1), ways.get("fsdp", 1)
-    if split is not None and tensor > 1:
+    # A part of an optimizer's state may have another shape than the parameter: factors of a matrix, for one.
+    fits = split is not None and -len(shape) <= split.axis < len(shape) and shape[split.axis] % split.units == 0
+    if split is not None and fits and tensor > 1:
         if split.units % tensor:
             raise ValueError(
                 f"config.mesh.tensor={tensor}: does not divide the {split.units} {split.what} of this model"

@@ -48,6 +48,17 @@ def test_overrides_take_the_type_of_the_key():
     assert config.model.options["width"] == 32
 
 
+def test_optimizers_of_optax_are_named_with_their_options():
+    config = configs.load(QUICKSTART, {"optim.name": "optax:adan", "optim.options.b1": "0.9"})
+    assert config.optim.name == "optax:adan"
+    assert dict(config.optim.options) == {"b1": 0.9}
+    saved = configs.as_dict(config)
+    (line,) = configs.differences(saved, configs.replace(config, optim__options__b1=0.8))
+    assert line.startswith("optim.options: ")
+    with pytest.raises(ValueError, match=r"one of adamw, .*, optax:NAME"):
+        configs.load(QUICKSTART, {"optim.name": "optax"})
+
+
 @pytest.mark.parametrize(
     ("text", "patterns"),
     [

@@ -9,6 +9,7 @@ import multiprocessing
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -229,6 +230,32 @@ def test_accumulation_takes_the_step_of_the_whole_batch(tmp_path):
     np.testing.assert_allclose(
         [r["loss"] for r in tiny.rows(tmp_path / "1")], [r["loss"] for r in tiny.rows(tmp_path / "4")], rtol=1e-5
     )
+
+
+def test_a_run_with_an_optimizer_of_optax_resumes_bit_for_bit(tmp_path):
+    config = tiny.config(
+        **{"data.image_size": 8, "data.batch_size": 8, "data.train_transforms": "", "data.eval_transforms": ""},
+        optim__name="optax:adafactor",
+        optim__options={"min_dim_size_to_factor": 3},
+        optim__freeze=("gain",),
+        optim__clip_norm=1.0,
+        optim__ema=0.5,
+        checkpoint__every_steps=2,
+    )
+    source = tiny_tasks.restoration_source()
+    task = tiny_tasks.Restoration(config, source.info)
+    sources = {"train": source, "test": source}
+    loop.train(config, tmp_path, task=task, sources=sources, terminal=tiny.quiet())
+    whole = checkpoint.restore_for_eval(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    (tmp_path / "summary.json").unlink()
+    loop.train(config, tmp_path, task=task, sources=sources, terminal=tiny.quiet())
+    again, early = checkpoint.restore_for_eval(tmp_path), checkpoint.restore_for_eval(tmp_path, 2)
+    for part in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, again[part], whole[part])
+    moved = {name for name, value in whole["params"].items() if (value != early["params"][name]).any()}
+    assert moved == {"conv.kernel", "conv.bias"}
+    assert (whole["params"]["gain"] == 1).all()
 
 
 def test_a_loss_that_couples_a_batch_is_not_accumulated():

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from models.core.state import stack, unstack
-from training.optim import muon, optim
+from training.optim import from_optax, muon, optim
 
 DEPTH = 4
 NAMES = tuple(optim.DEFAULTS)
@@ -53,6 +53,7 @@ def settings(**changes):
         "layer_decay": 1.0,
         "freeze": (),
         "clip_norm": 0.0,
+        "options": {},
     }
     assert changes.keys() <= values.keys()
     return SimpleNamespace(**values | changes)
@@ -251,6 +252,77 @@ def test_lamb_is_the_paper_layer_by_layer(like):
     assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+# Any optimizer of optax
+
+
+def of_optax(name, rate=0.1, decay=0.3):
+    """The optimizer as optax itself gives it, with our weight decay where it has none with a mask."""
+    mask = {leaf: decayed_by_timm(leaf) for leaf in SHAPES}
+    match name:
+        case "lamb":
+            return optax.lamb(rate, eps=1e-3, weight_decay=decay, mask=mask)
+        case "sm3":
+            inner = optax.sm3(rate, momentum=0.5)
+        case "adafactor":
+            inner = optax.adafactor(rate, min_dim_size_to_factor=4)
+        case "prodigy":
+            inner = optax.contrib.prodigy(rate)
+    decoupled = optax.chain(optax.add_decayed_weights(decay, mask), optax.scale(-rate))
+
+    def update(grads, state, params):
+        step, state = inner.update(grads, state, params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.apply_updates(step, decoupled.update(zeros, decoupled.init(params), params)[0]), state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lamb", {"eps": 1e-3}),  # norms of each layer, decay inside
+        ("sm3", {"momentum": 0.5}),  # takes no schedule
+        ("adafactor", {"min_dim_size_to_factor": 4}),  # factors of each layer
+        ("prodigy", {}),  # all leaves together
+    ],
+)
+def test_optimizers_of_optax_are_optax_stacked_or_not(name, options):
+    cfg = settings(name=f"optax:{name}", options=options)
+    expected = run_optax(of_optax(name), normal(0), steps=2)
+    got, state, _ = run(cfg, normal(0), steps=2)
+    stacked, stacked_state, _ = run(cfg, normal(0), steps=2, like=STACKED)
+    assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert_close(stacked, expected, rtol=1e-5, atol=1e-5)
+    assert jax.tree.structure(state) == jax.tree.structure(stacked_state)
+
+
+def test_optimizers_of_optax_follow_the_schedule_the_factors_and_frozen_layers():
+    def schedule(step):
+        return jnp.asarray([0.0, 0.5])[step]
+
+    cfg = settings(name="optax:sgd", freeze=("blocks.1",), layer_decay=0.5, weight_decay_on="all", clip_norm=1e-3)
+    ours = settings(
+        name="sgd", momentum=0.0, freeze=("blocks.1",), layer_decay=0.5, weight_decay_on="all", clip_norm=1e-3
+    )
+    got, expected = (run(c, normal(0), steps=2, schedule=schedule, like=STACKED)[0] for c in (cfg, ours))
+    assert_close(got, expected)
+    groups = {"head": ("head", {"name": "optax:sgd", "learning_rate": 0.2, "options": {}})}
+    twice, *_ = run(settings(weight_decay=0.0), normal(0), steps=1, groups=groups)
+    np.testing.assert_allclose(twice["head.bias"], normal(0)["head.bias"] - 0.2 * normal(100)["head.bias"], rtol=1e-5)
+
+
+def test_every_optimizer_of_optax_can_be_built_or_says_why_not():
+    params = stack(normal(0), like=STACKED)
+    names = [*from_optax._optimizers(), *from_optax._REFUSED]
+    assert {"adam", "adan", "lion", "muon", "prodigy", "rprop", "lbfgs"} < set(names)
+    for name in names:
+        if name in from_optax._REFUSED:
+            with pytest.raises(ValueError, match=f"^config.optim.name=optax:{name}: it (needs|trains)"):
+                optim.build(settings(name=f"optax:{name}"), params, constant())
+        else:
+            optim.build(settings(name=f"optax:{name}"), params, constant())
+
+
 # Stacked against unrolled
 
 FREEZES = ((), ("blocks.[01]",), (r".*\.bias", "blocks.1", "pos_embed"), (r"blocks\.(0|3)\.qkv", "head"))
@@ -411,6 +483,12 @@ def test_bad_groups_are_found_by_block():
     ("changes", "words"),
     [
         ({"name": "adamww"}, "config.optim.name.*'adamww'.*muon.*nearest: adamw"),
+        ({"name": "optax:adamm"}, "config.optim.name=optax:NAME.*'adamm'.*nearest: adam$"),
+        ({"name": "optax:adam", "options": {"b3": 1}}, "options of optax:adam: unknown name 'b3'; .*nearest: b[12]"),
+        ({"name": "optax:adam", "options": {"b1": "x"}}, "optax:adam with options .*optax says: TypeError"),
+        ({"name": "optax:adamw", "options": {"mask": 1}}, "options.mask: comes from config.optim.weight_decay_on"),
+        ({"name": "optax:adam", "b1": 0.5}, "config.optim.b1: optax:adam takes config.optim.options"),
+        ({"options": {"b1": 1}}, "config.optim.options: 'b1' is given, and adamw takes none"),
         ({"weight_decay_on": "kernel"}, "config.optim.weight_decay_on.*nearest: kernels"),
         ({"mu_dtype": "float16"}, "config.optim.mu_dtype.*nearest: bfloat16|config.optim.mu_dtype.*nearest: float32"),
         ({"freeze": ("block.1",)}, "config.optim.freeze: 'block.1' matches no parameter.*nearest: blocks.1"),

@@ -1,4 +1,4 @@
-"""Optimizers from a config: AdamW, LAMB, Lion, SGD and Muon over flat dictionaries of parameters.
+"""Optimizers from a config: AdamW, LAMB, Lion, SGD, Muon and those of optax over flat dictionaries of parameters.
 
 An optimizer is a list of rules. A rule is an optax transformation with the leaves, or layers of stacked leaves, that it
 owns, and for each its learning-rate factor (per layer) and weight decay. No rule owns frozen parameters. A step is
@@ -6,6 +6,8 @@ owns, and for each its learning-rate factor (per layer) and weight decay. No rul
     g      = gradient * min(1, clip_norm / norm(gradients of the group))
     d      = transformation(g) + weight_decay * parameter             (LAMB: times the trust ratio of each layer)
     update = -lr(step) * factor * d
+
+An optimizer of optax gives the update itself (`training/optim/from_optax.py`).
 
 docs/optim.md has the formulas, the recommended values and their sources.
 """
@@ -20,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from training.optim import gradients, multipliers, muon, pieces
+from training.optim import from_optax, gradients, multipliers, muon, pieces
 from training.optim.patterns import Shaped, expand, nearest, select, stacked
 from training.optim.pieces import Pieces
 from training.optim.schedules import Schedule
@@ -30,6 +32,9 @@ OptState = dict[str, Any]
 
 MU_DTYPES = ("float32", "bfloat16")
 MAIN = "main"
+
+# Keys of our own optimizers; those of optax have options.
+OWN_KEYS = ("b1", "b2", "eps", "momentum", "nesterov", "mu_dtype")
 
 # Used where the config says None. docs/optim.md names the sources.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -57,26 +62,47 @@ class Settings:
     mu_dtype: str
     layer_decay: float
     clip_norm: float
+    options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         for key, allowed in (
-            ("name", DEFAULTS),
+            ("name", (*DEFAULTS, *([self.name] if self.from_optax else []))),
             ("weight_decay_on", multipliers.DECAYED),
             ("mu_dtype", MU_DTYPES),
         ):
             if getattr(self, key) not in allowed:
                 raise ValueError(nearest(f"config.optim.{key}", getattr(self, key), allowed))
-        for key, value in DEFAULTS[self.name].items():
+        if self.from_optax:
+            for key in OWN_KEYS:
+                if getattr(self, key) not in (None, MU_DTYPES[0]):
+                    raise ValueError(
+                        f"config.optim.{key}: {self.name} takes config.optim.options, such as options.{key}"
+                    )
+            from_optax.check(self.name, self.options)
+        elif self.options:
+            raise ValueError(
+                f"config.optim.options: {next(iter(self.options))!r} is given, and {self.name} takes none; they are "
+                f"keyword arguments of {from_optax.PREFIX}NAME"
+            )
+        for key, value in DEFAULTS.get(self.name, {}).items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)
+
+    @property
+    def from_optax(self) -> bool:
+        """Whether the optimizer is one of optax."""
+        return self.name.startswith(from_optax.PREFIX)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """A transformation and what it owns; the three dictionaries have the same keys."""
+    """A transformation and what it owns; the three dictionaries have the same keys. A `complete` one has the learning
+    rate in what it gives.
+    """
 
     transformation: optax.GradientTransformation
     trust: bool
+    complete: bool
     pieces: Pieces
     scale: dict[str, np.ndarray]
     decay: dict[str, float]
@@ -92,11 +118,15 @@ class _Rule:
         directions, after = self.transformation.update(grads, type(before)(**state), owned)
         updates = {}
         for name, direction in directions.items():
-            if self.decay[name]:
-                direction = direction + self.decay[name] * owned[name]
-            if self.trust:
-                direction = _trust_ratio(name, direction, owned[name])
-            step = -learning_rate * expand(self.scale[name], direction.ndim) * direction
+            scale, decay = expand(self.scale[name], direction.ndim), self.decay[name]
+            if self.complete:
+                step = scale * (direction - learning_rate * decay * owned[name] if decay else direction)
+            else:
+                if decay:
+                    direction = direction + decay * owned[name]
+                if self.trust:
+                    direction = _trust_ratio(name, direction, owned[name])
+                step = -learning_rate * scale * direction
             updates[name] = step.astype(owned[name].dtype)
         return updates, dict(after._asdict())
 
@@ -245,7 +275,7 @@ def build(
             if main.learning_rate == 0:
                 raise ValueError(f"config.optim.learning_rate: 0, so the rate of optimizer {label!r} cannot follow it")
             scales = {name: scale * (settings.learning_rate / main.learning_rate) for name, scale in scales.items()}
-        rules = _rules(label, settings, pieces.cut(owned), params, scales)
+        rules = _rules(label, settings, pieces.cut(owned), params, scales, schedule)
         if rules:
             built[label] = _Group(settings.clip_norm, rules)
     return Optimizer(built, tuple(gradients.param_groups(params)), trainable, schedule)
@@ -254,16 +284,28 @@ def build(
 def _replace(main: Settings, overrides: Mapping[str, Any]) -> Settings:
     """Overrides on top of the main settings; another optimizer starts from its own published values."""
     if overrides.get("name", main.name) != main.name:
-        overrides = dict.fromkeys(("b1", "b2", "eps", "momentum", "nesterov")) | dict(overrides)
+        overrides = dict.fromkeys(OWN_KEYS) | {"mu_dtype": main.mu_dtype, "options": {}} | dict(overrides)
     return dataclasses.replace(main, **overrides)
 
 
 def _rules(
-    label: str, settings: Settings, owned: Pieces, params: Mapping[str, Shaped], scales: Mapping[str, np.ndarray]
+    label: str,
+    settings: Settings,
+    owned: Pieces,
+    params: Mapping[str, Shaped],
+    scales: Mapping[str, np.ndarray],
+    schedule: Schedule,
 ) -> dict[str, _Rule]:
     """One rule, or for Muon a second one, AdamW, for all that is no matrix inside a block."""
     shapes = pieces.shapes(params, owned)
     decayed = multipliers.decayed(settings.weight_decay_on, shapes)
+    decay = {piece: settings.weight_decay * decayed[piece] for piece in owned}
+    if settings.from_optax and owned:
+        found, complete, decays = from_optax.transformation(
+            settings.name, settings.options, schedule, settings.learning_rate, decay, shapes
+        )
+        left = dict.fromkeys(owned, 0.0) if decays else decay
+        return {label: _Rule(found, False, complete, owned, pieces.take(scales, owned), left)}
     parts = {label: (settings.name, list(owned))}
     if settings.name == "muon":
         matrices = [name for name in owned if muon.takes(name, shapes[name])]
@@ -272,9 +314,10 @@ def _rules(
         part: _Rule(
             transformation=_transformation(name, settings, {piece: shapes[piece] for piece in mine}),
             trust=name == "lamb",
+            complete=False,
             pieces={piece: owned[piece] for piece in mine},
             scale=pieces.take(scales, {piece: owned[piece] for piece in mine}),
-            decay={piece: settings.weight_decay * decayed[piece] for piece in mine},
+            decay={piece: decay[piece] for piece in mine},
         )
         for part, (name, mine) in parts.items()
         if mine
