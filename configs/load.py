@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import errors
 from configs import schema
 from configs.base import FIELDS, MOVED
 from configs.schema import Config, Field
@@ -48,6 +49,7 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
     Raises:
       FileNotFoundError: no such file.
+      errors.FileOfUser: the file cannot be run; the message begins with `FILE:LINE`.
       ValueError: unknown key, wrong type or impossible value; the message names the key, what it takes and the nearest
       name.
     """
@@ -63,9 +65,10 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
-    except (AttributeError, KeyError, TypeError) as error:
-        lines = [line for line in str(error).strip().strip("'\"").replace("\\n", "\n").splitlines() if line.strip()]
-        raise ValueError(f"--config={path}: {' '.join(lines)}") from error
+    except (ValueError, OSError):  # the file's own words, or ours about what it asked for
+        raise
+    except Exception as error:
+        raise errors.FileOfUser(errors.in_file(error, file)) from error
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict")
     return from_dict(config.to_dict(), overrides)

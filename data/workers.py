@@ -15,6 +15,8 @@ from typing import Any
 import grain
 from absl import flags
 
+from errors import WorkerLost
+
 SMALL_ARRAY_BYTES = 4096  # below this, an array travels in the message and not in shared memory
 POLL_SECONDS = 1.0
 TERMINATION_GRACE_SECONDS = 60.0
@@ -40,14 +42,14 @@ class WorkerGuard:
         return dataset.mp_prefetch(spread, worker_init_fn=_start_worker)
 
     def next(self, iterator: grain.DatasetIterator) -> Any:
-        """`next(iterator)`. Raises ChildProcessError naming the worker if one was killed or crashed."""
+        """`next(iterator)`. Raises WorkerLost, which names the worker, if one was killed or crashed."""
         try:
             element = next(iterator)
         except RuntimeError as error:
             self._meet_workers()
             for process in self._processes.values():
                 if process.exitcode:
-                    raise ChildProcessError(f"data worker process {process.pid} {_fate(process.exitcode)}") from error
+                    raise WorkerLost(f"data worker process {process.pid} {_fate(process.exitcode)}") from error
             raise
         if len(self._processes) < self._workers:
             self._meet_workers()

@@ -15,8 +15,9 @@
 # srun says which process each one is, so nothing is said about that here.
 srun --kill-on-bad-exit=0 python train.py "$@"
 code=$?
-# 75: stopped, or another process was lost; above 128: killed. The same job continues from the newest checkpoint.
-if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then
+# 75: stopped, or another process was lost; above 128: killed; 74: disk, network or a data worker failed, which may last,
+# so that is tried ten times. The same job continues from the newest checkpoint.
+if [ "$code" -eq 75 ] || [ "$code" -gt 128 ] || { [ "$code" -eq 74 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; }; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

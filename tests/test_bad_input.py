@@ -22,6 +22,8 @@ import tiny
 from commands import run
 from PIL import Image
 
+import errors
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.multiprocess
 
@@ -386,7 +388,7 @@ def test_one_clear_line_and_nothing_lost(case, tmp_path, finished):
             arguments.append(f"--workdir={workdir}")
     done = run(arguments, {"FOVEA_CACHE": str(tiny.CACHE / "data"), **case.env})
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode not in (0, 75), done.stdout
+    assert done.returncode == errors.INPUT, done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert lines[-1].startswith("error: "), done.stderr
     assert re.search(case.message, lines[-1]), done.stderr
@@ -426,7 +428,7 @@ def test_a_killed_data_worker_ends_the_run_with_one_line(tmp_path):
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert process.returncode not in (0, 75)
+    assert process.returncode == errors.MACHINE
     assert re.search(r"^error: data worker process \d+ .*(kill|SIGKILL|9)", err, re.MULTILINE), err
     assert "Traceback" not in err
 
@@ -466,7 +468,7 @@ def test_a_full_disk_in_a_save_is_one_line_and_earlier_checkpoints_stay(tmp_path
             ]
         )
         _, err = process.communicate(timeout=120)
-        assert process.returncode not in (0, 75)
+        assert process.returncode == errors.MACHINE
         assert re.search(r"^error: .*(could not be saved|No space left).*", err, re.MULTILINE), err
         assert "Traceback" not in err
         from training.checkpoints import checkpoint

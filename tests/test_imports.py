@@ -1,4 +1,4 @@
-"""Imports run one way: train.py, eval.py -> training -> tasks -> data, configs -> models -> attn -> kernels.
+"""Imports run one way: train.py, eval.py -> training -> tasks -> data, configs -> models -> attn -> kernels -> errors.
 
 Inside `models/`: families -> hosts -> attention -> layers, weights -> core. Inside `training/`: plans, evaluation ->
 run -> checkpoints -> distributed, optim. Inside `attn/`: operators -> common -> core.
@@ -22,6 +22,7 @@ LEVEL = {
     "attn": 5,
     "kernels": 6,
     "naming": 7,
+    "errors": 7,
 }
 INSIDE = {
     "models": {"families": 0, "hosts": 1, "attention": 2, "layers": 3, "weights": 3, "core": 4},

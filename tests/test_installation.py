@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("attn", "configs", "data", "kernels", "models", "tasks", "training")
+FILES = ("train.py", "eval.py", "errors.py")
 
 
 @pytest.mark.slow
@@ -17,14 +18,14 @@ def test_an_installation_is_whole(tmp_path):
     pytest.importorskip("setuptools", reason="pip builds with it, in an environment of its own")
     checkout, library = tmp_path / "checkout", tmp_path / "library"
     checkout.mkdir()
-    for name in (*FOLDERS, "pyproject.toml", "README.md", "train.py", "eval.py", "tests", "benchmarks", "docs"):
+    for name in (*FOLDERS, "pyproject.toml", "README.md", *FILES, "tests", "benchmarks", "docs"):
         (checkout / name).symlink_to(ROOT / name)
     command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build"]
     command += ["--build-base", str(tmp_path / "build"), "--build-lib", str(library)]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     installed = {path.relative_to(library).as_posix() for path in library.rglob("*") if path.is_file()}
-    wanted = {"train.py", "eval.py"} | {
+    wanted = {*FILES} | {
         path.relative_to(ROOT).as_posix()
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")

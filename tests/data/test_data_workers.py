@@ -90,7 +90,7 @@ def test_a_killed_worker_is_named_and_nothing_hangs(tmp_path):
     try:
         while True:
             next(stream)
-    except ChildProcessError as error:
+    except ChildProcessError as error:  # as which Python knows it
         print(victim, error)
     stream.close()
     """

@@ -157,7 +157,7 @@ def test_who_does_not_come_is_named(start):
     for peer in peers:
         code, said = peer.end()
         assert code == 2
-        line = r"OSError: 2 of 4 processes did not come to 127.0.0.1:\d+ within 1 s: 1, 3 \(a test\)"
+        line = r"ProcessMissing: 2 of 4 processes did not come to 127.0.0.1:\d+ within 1 s: 1, 3 \(a test\)"
         assert re.fullmatch(line, said)
 
 
@@ -165,7 +165,7 @@ def test_a_coordinator_that_cannot_be_reached(start):
     (peer,) = start(2, which=[1], timeout=0.5)
     code, said = peer.end()
     assert code == 2
-    line = r"OSError: process 0 cannot be reached at 127.0.0.1:\d+ within 0.5 s: Connection refused \(a test\)"
+    line = r"ProcessMissing: process 0 cannot be reached at 127.0.0.1:\d+ within 0.5 s: Connection refused \(a test\)"
     assert re.fullmatch(line, said)
 
 
@@ -174,7 +174,7 @@ def test_a_port_that_is_taken(start):
         (peer,) = start(2, which=[0], port=taken.getsockname()[1])
         code, said = peer.end()
     assert code == 2
-    assert re.fullmatch(r"OSError: port \d+ of 127.0.0.1:\d+ cannot be used here: Address already in use", said)
+    assert re.fullmatch(r"ProcessMissing: port \d+ of 127.0.0.1:\d+ cannot be used here: Address already in use", said)
 
 
 def test_processes_that_disagree_are_refused_and_the_others_wait(start):
@@ -182,9 +182,9 @@ def test_processes_that_disagree_are_refused_and_the_others_wait(start):
     first, second = start(3, which=(0, 1), port=port)
     time.sleep(1)  # the second of that number is to come later
     for process, processes, line in (
-        (1, 3, r"ValueError: --process_id=1: there is such a process already, on \S+"),
-        (0, 3, r"OSError: port .*"),
-        (2, 4, r"ValueError: --num_processes=4: process 0 was started with --num_processes=3"),
+        (1, 3, r"BadInput: --process_id=1: there is such a process already, on \S+"),
+        (0, 3, r"ProcessMissing: port .*"),
+        (2, 4, r"BadInput: --num_processes=4: process 0 was started with --num_processes=3"),
     ):
         (wrong,) = start(processes, which=[process], port=port)
         code, said = wrong.end()
@@ -207,7 +207,7 @@ def test_one_that_has_other_facts_ends_all(start):
         code, said = peer.end()
         assert code == 2
         assert re.fullmatch(
-            r"(Value|OS)Error: process 2 of 4 on \S+ differs from process 0: the code is b for a; config.seed is 1 "
+            r"BadInput: process 2 of 4 on \S+ differs from process 0: the code is b for a; config.seed is 1 "
             r"for 0; start all processes with the same command, code and packages",
             said,
         )

@@ -5,12 +5,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 import configs
-from training.distributed import preemption
+import errors
 from training.distributed.launch import decide
-from training.run import command
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -54,7 +54,13 @@ def test_kubernetes_gpu():
         assert launch.address.split(":")[0] == f"{job['metadata']['name']}-0.{pod['subdomain']}"
     config = check_command(container)
     assert config.data.batch_size % (spec["completions"] * container["resources"]["limits"]["nvidia.com/gpu"]) == 0
-    assert exit_codes(spec) == {command.USER_ERROR: "FailJob", preemption.EXIT_CODE: "Ignore"}
+    assert exit_codes(spec) == {
+        errors.INPUT: "FailJob",
+        errors.AGAIN: "Ignore",
+        errors.INTERNAL: "Count",
+        errors.MACHINE: "Count",
+    }
+    assert spec["backoffLimit"] > 10
     assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
 
 
@@ -70,7 +76,7 @@ def test_gke_tpu():
     config = check_command(container)
     assert chips % config.mesh.fsdp == 0
     assert config.data.batch_size % chips == 0
-    assert exit_codes(spec) == {command.USER_ERROR: "FailJob"}
+    assert exit_codes(spec) == {errors.INPUT: "FailJob"}
     assert jobset["spec"]["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
 
@@ -80,7 +86,7 @@ def test_slurm():
     settings = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
     assert settings["ntasks-per-node"] == "1"
     assert settings["signal"].startswith("TERM@")  # to the processes; B: would be to the script alone
-    assert f'"$code" -eq {preemption.EXIT_CODE} ' in text
+    assert f'"$code" -eq {errors.AGAIN} ' in text
     for process in range(int(settings["nodes"])):
         given = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n[1-4]", "SLURM_NTASKS": settings["nodes"]}
         assert decide({**given, "SLURM_PROCID": str(process)}, {}).process == process
@@ -92,19 +98,28 @@ def test_the_scripts_are_scripts():
         assert script.stat().st_mode & 0o100
 
 
-def slurm(tmp_path, code):
+def slurm(tmp_path, code, restarts=0):
     """What `scontrol` was asked for after the processes left with `code`, and what the script leaves with."""
     for name, text in (("srun", f"exit {code}"), ("scontrol", f'echo "$@" > {tmp_path}/asked')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "17"}
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
     done = subprocess.run(["bash", str(DEPLOY / "slurm.sh")], env=environment, check=False)
     asked = tmp_path / "asked"
     return (asked.read_text().strip() if asked.exists() else ""), done.returncode
 
 
-def test_slurm_queues_again_what_can_continue(tmp_path):
-    for code, requeues in ((0, False), (command.USER_ERROR, False), (preemption.EXIT_CODE, True), (137, True)):
-        folder = tmp_path / str(code)
-        folder.mkdir()
-        assert slurm(folder, code) == ("requeue 17" if requeues else "", code)
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeues"),
+    [
+        (0, 0, False),
+        (errors.INTERNAL, 0, False),
+        (errors.INPUT, 0, False),
+        (errors.AGAIN, 100, True),
+        (137, 100, True),
+        (errors.MACHINE, 0, True),
+        (errors.MACHINE, 10, False),
+    ],
+)
+def test_slurm_queues_again_what_can_continue(code, restarts, requeues, tmp_path):
+    assert slurm(tmp_path, code, restarts) == ("requeue 17" if requeues else "", code)

@@ -22,10 +22,11 @@ import threading
 from collections.abc import Coroutine, Mapping
 from typing import Any, NoReturn
 
+from errors import AGAIN as LOST_CODE
+from errors import INPUT, MACHINE, BadInput, ProcessMissing
 from training.distributed.facts import difference
 from training.distributed.launch import Launch
 
-LOST_CODE = 75  # as after SIGTERM: the same command continues the run
 RETRY_SECONDS = 0.1
 FAREWELL_SECONDS = 5.0  # for the others to read why the run ends
 CHUNK_BYTES = 1 << 16
@@ -63,7 +64,8 @@ class Lifeline:
         """Waits until all processes are there, and returns the address for `jax.distributed.initialize`.
 
         Raises:
-          OSError: some did not come, or process 0 cannot be reached, within `timeout` seconds.
+          ProcessMissing: some did not come, or process 0 cannot be reached, within `timeout` seconds; or its port
+            cannot be used.
           ValueError: the processes disagree on who they are, or differ in what they have to have in common.
         """
         return self._run(self._gather(timeout) if self.launch.process == 0 else self._join(timeout))
@@ -105,7 +107,7 @@ class Lifeline:
             listening = _listen(self._port)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OSError(f"port {self._port} of {self.launch.address} cannot be used here: {reason}") from None
+            raise ProcessMissing(f"port {self._port} of {self.launch.address} cannot be used here: {reason}") from None
         self._service_port = _free_port()
         self._server = await asyncio.start_server(self._accept, sock=listening)
         try:
@@ -116,11 +118,11 @@ class Lifeline:
                 f"{len(missing)} of {self.launch.processes} processes did not come to {self.launch.address} within "
                 f"{timeout:g} s: {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''} ({self.launch.why})"
             )
-            await self._tell_all(text, 2)
-            raise OSError(text) from None
+            await self._tell_all(text, MACHINE)
+            raise ProcessMissing(text) from None
         if self._difference:
-            await self._tell_all(self._difference, 2)
-            raise ValueError(self._difference)
+            await self._tell_all(self._difference, INPUT)
+            raise BadInput(self._difference)
         for peer in self._peers.values():
             peer.send(ready=True)
         self._start(self._beat())
@@ -176,9 +178,12 @@ class Lifeline:
         except TimeoutError:
             message = {}
         if "refused" in message:
-            raise ValueError(message["refused"])
+            raise BadInput(message["refused"])
+        if message.get("code") == INPUT:
+            raise BadInput(message["end"])
         if "ready" not in message:
-            raise OSError(message.get("end") or f"{self.launch.address} was not heard of again ({self.launch.why})")
+            unheard = f"{self.launch.address} was not heard of again ({self.launch.why})"
+            raise ProcessMissing(message.get("end") or unheard)
         self._peers[0] = coordinator
         self._begun.set()
         self._start(self._follow(coordinator))
@@ -198,7 +203,7 @@ class Lifeline:
             except OSError as error:
                 reason = os.strerror(error.errno) if error.errno else str(error)
             await asyncio.sleep(RETRY_SECONDS)
-        raise OSError(
+        raise ProcessMissing(
             f"process 0 cannot be reached at {self.launch.address} within {timeout:g} s: {reason} ({self.launch.why})"
         )
 

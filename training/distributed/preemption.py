@@ -6,9 +6,8 @@ import signal
 import threading
 from typing import Any
 
+import errors
 from training.distributed import processes
-
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later, which is what a scheduler should do
 
 
 class Preempted(Exception):
@@ -16,7 +15,7 @@ class Preempted(Exception):
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
-        self.exit_code = 128 + number if number == signal.SIGINT else EXIT_CODE
+        self.exit_code = errors.INTERRUPTED if number == signal.SIGINT else errors.AGAIN
 
 
 class Signals:

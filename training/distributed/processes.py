@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from errors import ProcessMissing
 from training.distributed import launch as launches
 from training.distributed.launch import Launch
 
@@ -57,7 +58,7 @@ def start(options: argparse.Namespace, given: Mapping[str, Any] | None = None) -
     Raises:
       ValueError: flags or variables make no sense, or the processes disagree on them, on what they were given, or on
         the code and the packages that they run.
-      OSError: the processes did not find each other in time.
+      ProcessMissing: the processes did not find each other in time.
     """
     global _launch, _lifeline
     for name in ("start_timeout", "lost_after"):
@@ -175,7 +176,7 @@ def agree(value: int, what: str) -> None:
     """Refuses a number that is not the same in all processes; all of them call this.
 
     Raises:
-      OSError: some process has another number.
+      ProcessMissing: some process has another number: files that one wrote are not there yet for another.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -183,4 +184,4 @@ def agree(value: int, what: str) -> None:
     if jax.process_count() > 1:
         found = np.unique(multihost_utils.process_allgather(np.int32(value)))
         if len(found) > 1:
-            raise OSError(f"the processes see different {what}: {', '.join(map(str, found))}")
+            raise ProcessMissing(f"the processes see different {what}: {', '.join(map(str, found))}")

@@ -15,13 +15,11 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import errors
 from training.distributed import launch, processes
 
-USER_ERROR, INTERNAL_ERROR = 2, 1
 GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
 THREADS = 8  # of XLA, for each device that a CPU stands for
-# What bad input raises here; anything else is a fault of this code.
-USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError)
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,18 +121,11 @@ def give_threads(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("PJRT_NPROC", str(max(THREADS * devices, os.cpu_count() or 1)))
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(str(text).split()) or type(error).__name__
-
-
 def guarded(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Runs `main`; an error becomes one line on stderr, with the traceback only under `--debug`.
 
     Returns:
-      What `main` returns; 2 for bad input, 1 for a fault of this code, 75 after SIGTERM with the state saved, 130
-      after Ctrl-C.
+      What `main` returns, or one of `errors.MEANING`.
     """
     from training.distributed.preemption import Preempted
 
@@ -150,12 +141,11 @@ def guarded(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         processes.finish()
         return code
     except KeyboardInterrupt:
-        report, code = "interrupted", 130
+        report, code = "interrupted", errors.INTERRUPTED
         text = report
     except Exception as error:
-        code = USER_ERROR if isinstance(error, USER_ERRORS) else INTERNAL_ERROR
-        kind = "error" if code == USER_ERROR else f"internal error: {type(error).__name__}"
-        text = f"{kind}: {one_line(error)}{'' if code == USER_ERROR else ' (--debug shows where)'}"
+        code, line = errors.judge(error)
+        text = f"internal error: {line} (--debug shows how)" if code == errors.INTERNAL else f"error: {line}"
         report = traceback.format_exc().rstrip() if "--debug" in arguments else text
         processes.await_loss(error)
     processes.failed(text, code, report)
