@@ -21,7 +21,7 @@ from typing import Any
 
 import configs
 from configs import Config
-from training.distributed import processes
+from training.distributed import preemption, processes
 from training.run import command, workdir
 
 
@@ -128,7 +128,8 @@ def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, outp
     model = trained.load(saved, config, use_ema=use_ema)
     text = predict.predict_folder(model, folder)
     if processes.is_first():
-        print(results.write_text(output / "predictions.csv", text))
+        with preemption.finishing():
+            print(results.write_text(output / "predictions.csv", text))
     return 0
 
 
@@ -156,8 +157,9 @@ def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None,
     found = {label: model.evaluate(source) for label, source in sets.items()}
     print(results.table(found, model.task.columns))
     if output is not None:
-        for file in results.write(output, model, sets, found, Path(run) if run else None):
-            print(file)
+        with preemption.finishing():  # a result is all of its files
+            for file in results.write(output, model, sets, found, Path(run) if run else None):
+                print(file)
     return 0
 
 

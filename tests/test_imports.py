@@ -22,7 +22,7 @@ LEVEL = {
     "attn": 5,
     "kernels": 6,
     "naming": 7,
-    "errors": 7,
+    "errors": 8,
 }
 INSIDE = {
     "models": {"families": 0, "hosts": 1, "attention": 2, "layers": 3, "weights": 3, "core": 4},

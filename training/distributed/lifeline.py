@@ -74,13 +74,14 @@ class Lifeline:
         """Waits until all processes are done; from then on none can be lost."""
         self._run(self._finish())
 
-    def fail(self, text: str, code: int, report: str) -> NoReturn:
-        """Tells the others in one line why this process failed, writes its report to stderr and leaves with `code`.
+    def fail(self, text: str, code: int, report: str, others: int | None = None) -> NoReturn:
+        """Tells the others in one line why this process failed, writes its report to stderr and leaves with `code`; the
+        others do with `others`, if it is another one.
 
         If another process failed before, the line about that is the only one.
         """
         with contextlib.suppress(TimeoutError, OSError):
-            self._run(self._tell_failure(text, code), 2 * FAREWELL_SECONDS)
+            self._run(self._tell_failure(text, code if others is None else others), 2 * FAREWELL_SECONDS)
         sys.stdout.flush()
         print(report, file=sys.stderr, flush=True)
         os._exit(code)

@@ -123,15 +123,15 @@ def await_loss(error: Exception) -> None:
             _lifeline.await_news()
 
 
-def failed(text: str, code: int, report: str) -> None:
+def failed(text: str, code: int, report: str, others: int | None = None) -> None:
     """Writes the report of an error to stderr; one of several processes tells the others, and ends here.
 
     Args:
       text: the error in one line.
-      code: what to leave with.
+      code: what to leave with; the others do with `others`, if it is another one.
     """
     if _lifeline is not None:
-        _lifeline.fail(text, code, report)
+        _lifeline.fail(text, code, report, others)
     print(report, file=sys.stderr)
 
 
@@ -170,6 +170,16 @@ def _appears(mark: Path) -> bool:
             return False
         time.sleep(0.2)
     return True
+
+
+def first_says(value: bool) -> bool:
+    """What process 0 says, in all of them; all of them call this."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
 
 
 def agree(value: int, what: str) -> None:

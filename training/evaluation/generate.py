@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import data
-from training.distributed import processes
+from training.distributed import preemption, processes
 from training.evaluation.trained import Trained
 
 
@@ -29,5 +29,6 @@ def generate(trained: Trained, source: data.Source, count: int, path: Path) -> P
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     if processes.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
+        with preemption.finishing():
+            path.write_bytes(buffer.getvalue())
     return path

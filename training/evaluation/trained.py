@@ -15,8 +15,9 @@ from configs import Config
 from models.core import sharding
 from tasks.base import Task
 from training.checkpoints import initial, partners
-from training.distributed import mesh
+from training.distributed import mesh, processes
 from training.run.evaluate import Evaluator, Results
+from training.run.log import Terminal
 from training.run.state import Flat
 
 
@@ -87,5 +88,6 @@ def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: in
     split = {name: models.split(partner) for name, partner in helpers.items()}
     partner_graphs = {name: parts[0] for name, parts in split.items()}
     arrays = mesh.place({name: parts[1:] for name, parts in split.items()}, mesh.replicated(device_mesh))
-    evaluator = Evaluator(task, graph, config, device_mesh, partner_graphs, arrays)
+    terminal = Terminal(quiet=not processes.is_first())
+    evaluator = Evaluator(task, graph, config, device_mesh, partner_graphs, arrays, terminal)
     return Trained(config, task, evaluator, params, model_state, weights, step)

@@ -127,26 +127,34 @@ def guarded(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     Returns:
       What `main` returns, or one of `errors.MEANING`.
     """
-    from training.distributed.preemption import Preempted
+    from training.distributed.preemption import Preempted, Signals, still_working
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        try:
+        # What may not be cut short, such as a run after its first step, says so itself.
+        with Signals() as signals, signals.at_once("before anything was written; the same command starts again"):
             code = main(arguments)
-        except Preempted as error:
-            if processes.is_first():
-                print(error, file=sys.stderr)
-            code = error.exit_code
         processes.finish()
-        return code
+    except Preempted as stop:
+        code = stop.exit_code
+        if not stop.together:
+            processes.failed(str(stop), code, str(stop), others=errors.AGAIN)
+        else:
+            if processes.is_first():
+                print(stop, file=sys.stderr)
+            processes.finish()
     except KeyboardInterrupt:
-        report, code = "interrupted", errors.INTERRUPTED
-        text = report
+        code = errors.INTERRUPTED
+        processes.failed("interrupted", code, "interrupted", others=errors.AGAIN)
     except Exception as error:
         code, line = errors.judge(error)
         text = f"internal error: {line} (--debug shows how)" if code == errors.INTERNAL else f"error: {line}"
         report = traceback.format_exc().rstrip() if "--debug" in arguments else text
         processes.await_loss(error)
-    processes.failed(text, code, report)
+        processes.failed(text, code, report)
+    if still_working():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code

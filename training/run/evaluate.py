@@ -22,7 +22,8 @@ from data import classes
 from data.split import usual_name
 from tasks.base import Task
 from training.distributed import hostread, mesh
-from training.run import feeding
+from training.run import compiling, feeding
+from training.run.log import Terminal
 from training.run.state import Flat
 from training.run.step import merge_partners
 
@@ -128,14 +129,16 @@ class Evaluator:
         device_mesh: jax.sharding.Mesh,
         partner_graphs: Mapping[str, Any],
         partner_arrays: Mapping[str, tuple[Flat, Flat]],
+        terminal: Terminal | None = None,
     ):
-        """Takes the task, the static part of its model, and its frozen partners as `training.run.run.prepare` makes
-        them.
+        """Takes the task, the static part of its model, its frozen partners as `training.run.run.prepare` makes
+        them, and where progress is shown.
 
         Raises:
           ValueError: the devices cannot share a batch equally.
         """
         self.task, self.graph, self.config = task, graph, config
+        self.terminal = terminal or Terminal(quiet=True)
         self.partner_graphs, self.partner_arrays = partner_graphs, partner_arrays
         batch_size = config.eval.batch_size or config.data.batch_size
         key = "config.eval.batch_size" if config.eval.batch_size else "config.data.batch_size"
@@ -145,9 +148,14 @@ class Evaluator:
         self.batch_sharding = mesh.batch_sharding(device_mesh)
         whole = mesh.replicated(device_mesh)
         self._init = jax.jit(self._fresh, out_shardings=whole)
-        self._step = jax.jit(mesh.under(device_mesh, self._update), donate_argnums=0, out_shardings=whole)
-        self._predict = jax.jit(mesh.under(device_mesh, self._predictions), out_shardings=whole)
-        self._generate = jax.jit(mesh.under(device_mesh, self._samples), out_shardings=whole)
+
+        def compiled(function: Any, what: str, **options: Any) -> compiling.Ahead:
+            jitted = jax.jit(mesh.under(device_mesh, function), out_shardings=whole, **options)
+            return compiling.Ahead(jitted, what, self.terminal)
+
+        self._step = compiled(self._update, "the evaluation", donate_argnums=0)
+        self._predict = compiled(self._predictions, "the prediction")
+        self._generate = compiled(self._samples, "the generation")
 
     def _fresh(self) -> Any:
         return {name: metric.init() for name, metric in self.metrics.items()}
@@ -196,9 +204,13 @@ class Evaluator:
           ValueError: the set has no examples, lacks a field, or has other classes than the model.
         """
         source = in_classes_of(self.task, source)
-        states = self._init()
-        for batch in itertools.islice(self._on_device(source, complete=True), most_batches):
+        states, steps = self._init(), -(-len(source) // self.batch_size)
+        for number, batch in enumerate(itertools.islice(self._on_device(source, complete=True), most_batches)):
+            # One batch is ahead on the devices, and no more: a signal is served, and shown progress is true.
+            jax.block_until_ready(states)
+            self.terminal.part(f"evaluating {source.info.split}", number, min(steps, most_batches or steps))
             states = self._step(states, params, model_state, batch, self.partner_arrays)
+        self.terminal.clear()
         states = hostread.read(states)
         return flat_results({name: metric.finish(states[name]) for name, metric in self.metrics.items()})
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from training.checkpoints import json_text
 from training.checkpoints.whole import write_whole
+
+LONG_SECONDS = 5.0
 
 
 def format_time(seconds: float) -> str:
@@ -58,10 +61,50 @@ class Terminal:
         if not self.live:
             self.say("  ".join(parts))
             return
-        done = int(20 * step / max(total, 1))
-        self.stream.write("\r\x1b[K" + f"[{'#' * done}{'.' * (20 - done)}] " + "  ".join(parts))
+        self._renew(_bar(step, total) + "  ".join(parts))
+
+    def part(self, what: str, done: int, total: int) -> None:
+        """Shows how far something is that ends soon, such as an evaluation; on a terminal only."""
+        if self.live and not self.quiet:
+            self._renew(f"{_bar(done, total)}{what} {done}/{total}")
+
+    @contextlib.contextmanager
+    def busy(self, what: str) -> Iterator[Callable[[], None]]:
+        """Shows `what` with the seconds it takes, renewed by the function that is given; elsewhere than on a terminal
+        it is one line, if it takes long.
+        """
+        begin, said = time.perf_counter(), False
+
+        def tick() -> None:
+            nonlocal said
+            seconds = time.perf_counter() - begin
+            if self.live and not self.quiet:
+                self._renew(f"{what} ... {format_time(seconds)}")
+            elif seconds > LONG_SECONDS and not said:
+                said = True
+                self.say(f"{what} ...")
+
+        tick()
+        try:
+            yield tick
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """Takes away the line that renews itself."""
+        if self._open:
+            self._renew("")
+            self._open = False
+
+    def _renew(self, line: str) -> None:
+        self.stream.write("\r\x1b[K" + line)
         self.stream.flush()
         self._open = True
+
+
+def _bar(done: int, total: int) -> str:
+    filled = int(20 * done / max(total, 1))
+    return f"[{'#' * filled}{'.' * (20 - filled)}] "
 
 
 class Jsonl:
@@ -120,6 +163,11 @@ class Writers:
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(scalars, step=step)
+
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """What metrics.jsonl has of a step."""
+        lines = self._jsonl.path.read_text().splitlines() if self._jsonl else []
+        return [row for row in map(json.loads, lines) if row["step"] == step]
 
     def close(self) -> None:
         """Flushes everything."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from tasks.base import Task
 from training.checkpoints import checkpoint
 from training.distributed import hostread, mesh, processes
 from training.distributed.preemption import Preempted, Signals
-from training.run import began, evaluate, feeding, provenance, summary
+from training.run import began, compiling, evaluate, feeding, provenance, summary
 from training.run import workdir as workdirs
 from training.run.health import check as check_health
 from training.run.log import Jsonl, Terminal, Writers
@@ -33,6 +34,8 @@ from training.run.state import TrainState
 from training.run.step import finish_metrics
 
 MOST_STEPS_UNDER_WAY = 2
+NOTHING_TO_SAVE = "before the first step, with nothing to save; the same command continues"
+SAVED = "state saved; the same command continues"
 DRY_RUN = {
     "train.steps": 2,
     "optim.warmup": "0",
@@ -84,19 +87,21 @@ def train(
             "several processes have to be connected by training.distributed.processes.start, as train.py does"
         )
     with Signals() as signals:
-        first = began.read(workdir)
-        source = (sources or {}).get("train")
-        run = prepare(config, task=task, source=source, examples=first.examples if first else None)
-        for note in began.changes(first, run, f"--workdir={workdir}") if first else ():
-            terminal.say(note)
-        sets = evaluate.open_sets(config, sources)
-        for source in sets.values():
-            spec = run.task.batch_spec(1, train=False, info=source.info)
-            feeding.check(config, source, spec, training=False)
-        for note in evaluate.check_classes(run.task, sets):
-            terminal.say(note)
-        with Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches) as session:
-            return session.run_steps(signals, profile)
+        with signals.at_once(NOTHING_TO_SAVE):
+            first = began.read(workdir)
+            source = (sources or {}).get("train")
+            run = prepare(config, task=task, source=source, examples=first.examples if first else None)
+            for note in began.changes(first, run, f"--workdir={workdir}") if first else ():
+                terminal.say(note)
+            sets = evaluate.open_sets(config, sources)
+            for source in sets.values():
+                spec = run.task.batch_spec(1, train=False, info=source.info)
+                feeding.check(config, source, spec, training=False)
+            for note in evaluate.check_classes(run.task, sets):
+                terminal.say(note)
+            session = Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches, signals)
+        with session:
+            return session.run_steps(profile)
 
 
 class Session:
@@ -110,9 +115,10 @@ class Session:
         terminal: Terminal,
         overrides: Mapping[str, Any],
         most_eval_batches: int | None,
+        signals: Signals,
     ):
         self.run, self.workdir, self.sets, self.terminal = run, workdir, sets, terminal
-        self.most_eval_batches = most_eval_batches
+        self.most_eval_batches, self.signals = most_eval_batches, signals
         self.primary = processes.is_first()
         config = run.config
         self.log_every, self.eval_every, self.save_every = (
@@ -121,7 +127,7 @@ class Session:
         self.on_eval_error = config.eval.on_error
         self.started = time.perf_counter()
         self.evaluator = evaluate.Evaluator(
-            run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays
+            run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays, terminal
         )
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -162,7 +168,7 @@ class Session:
             return TrainState(**restored)
         return self.run.initial_state()
 
-    def run_steps(self, signals: Signals, profile: bool) -> dict[str, Any]:
+    def run_steps(self, profile: bool) -> dict[str, Any]:
         """Takes the remaining steps and writes the summary."""
         run, total = self.run, self.run.total_steps
         if self.primary and self.first_step == 0 and not self.terminal.quiet:
@@ -172,12 +178,21 @@ class Session:
         window = _Window()
         under_way: collections.deque[jax.Array] = collections.deque()
         tracer = _Tracer(self.workdir / "profile", self.first_step, total) if profile else None
+        if self.first_step and self._evaluation_is_due() and not self._was_evaluated():
+            self._evaluate()  # the run was cut short between a save and this
         with contextlib.closing(
             feeding.train_stream(
                 run.config, run.source, self.step * run.config.data.batch_size, mesh.batch_sharding(run.mesh)
             )
         ) as stream:
             batches = self._on_device(stream, window)
+            if self.step < total:
+                with self.signals.at_once(NOTHING_TO_SAVE):
+                    first = next(batches)
+                    compiling.ahead(
+                        run.step, self.state, first[0], run.partner_arrays, what="the step", terminal=self.terminal
+                    )
+                batches = itertools.chain([first], batches)
             while self.step < total:
                 batch, ids = next(batches)
                 with jax.transfer_guard("disallow"):
@@ -195,7 +210,7 @@ class Session:
                     self.example_ids.write({"step": self.step, "index": ids})
                 if tracer:
                     tracer.after(self.step, self.state)
-                self._between_steps(window, signals.after(self.step), {"replaced": stream.stats.replaced})
+                self._between_steps(window, self.signals.after(self.step), {"replaced": stream.stats.replaced})
         return self._finish(window)
 
     def _on_device(self, stream: Iterator[Any], window: _Window) -> Iterator[tuple[dict[str, jax.Array], list[int]]]:
@@ -229,24 +244,22 @@ class Session:
         last = self.step == self.run.total_steps
         if last or (self.log_every and self.step % self.log_every == 0):
             self._log(window, stats)
-        evaluating = last or self._evaluation_is_due()
+        # Whoever is asked to leave has no time for an evaluation: the run that continues begins with it.
+        evaluating = (last or self._evaluation_is_due()) and not signal_number
         if evaluating:
             jax.block_until_ready(self.state.step)
             window.restart()
-        saving = last or signal_number or (self.save_every and self.step % self.save_every == 0)
         several = processes.connection() is not None
+        saving = last or signal_number or (self.save_every and self.step % self.save_every == 0)
         if saving or (evaluating and several):
             self._save()
+        if signal_number:
+            self.checkpoints.wait()
+            raise Preempted(f"signal {signal_number} at step {self.step}: {SAVED}", signal_number)
         if evaluating:
             if several:  # one whose evaluation failed could not end the save: that takes all of them
                 self.checkpoints.wait()
             self._evaluate()
-        if signal_number and not last:
-            self.checkpoints.wait()
-            raise Preempted(
-                f"signal {signal_number} at step {self.step}: state saved; the same command continues", signal_number
-            )
-        if evaluating:
             window.restart(count=False)
 
     def _evaluation_is_due(self) -> bool:
@@ -254,6 +267,12 @@ class Session:
         if not self.eval_every or self.step % self.eval_every:
             return False
         return self.eval_every == 1 or self.step != self.run.total_steps - 1
+
+    def _was_evaluated(self) -> bool:
+        """Whether the log has the evaluation of this step, or no further one is to come anyway."""
+        rows = self.writers.rows(self.step) if self.primary else []
+        noted = any(str(row.get("kind", "")).startswith("eval/") for row in rows)
+        return self.step == self.run.total_steps or processes.first_says(noted)
 
     def _log(self, window: _Window, stats: Mapping[str, Any]) -> None:
         sums, health, taken = hostread.read((self.state.metrics, self.state.health, self.state.opt_state["count"]))
@@ -293,24 +312,36 @@ class Session:
         chosen = self.state.ema if use_ema else {"params": self.state.params, "model_state": self.state.model_state}
         for label, source in self.sets.items():
             try:
-                results = self.evaluator(
-                    chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches
-                )
+                with self.signals.at_once("in an evaluation"):
+                    results = self.evaluator(
+                        chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches
+                    )
+            except Preempted as stop:
+                raise self._leave_evaluation(stop) from None
             except Exception as error:
                 self.eval_failures[label] = self._failed_evaluation(label, error)
                 continue
             self.eval_results[label] = results
-            if self.primary:
+        if self.primary:
+            for label, results in self.eval_results.items():
                 scalars = evaluate.scalars(results)
                 self.writers.write(self.step, f"eval/{label}", scalars)
                 shown = [k for k in (self.run.task.columns or scalars) if k in scalars][:3]
                 self.terminal.say(
                     f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown)
                 )
-
         metric = self.eval_results.get(next(iter(self.sets), ""), {}).get(self.best_metric)
         if metric is not None:
             self.checkpoints.attach(self.step, metric)
+
+    def _leave_evaluation(self, stop: Preempted) -> Preempted:
+        """Saves the state, if it is not saved, and says so; what was evaluated is dropped."""
+        self.terminal.clear()
+        if processes.connection() is None:  # several have saved it
+            self._save()
+        self.checkpoints.wait()
+        text = f"signal {stop.number} in the evaluation of step {self.step}, which is dropped: {SAVED}"
+        return Preempted(text, stop.number, together=False)
 
     def _failed_evaluation(self, label: str, error: Exception) -> str:
         """Says why a set cannot be evaluated, and returns it.

@@ -23,7 +23,7 @@ from tasks.base import Task
 from training.checkpoints import initial, partners
 from training.distributed import mesh
 from training.optim import frozen, optim, schedules
-from training.run import feeding, step
+from training.run import compiling, feeding, step
 from training.run.health import healthy
 from training.run.state import TrainState
 
@@ -169,6 +169,7 @@ def prepare(
         # Random generators take long to optimize and run once: on a CPU 10 s of compilation become 2 s without.
         options = {"xla_backend_optimization_level": 0} if device_mesh.devices.flat[0].platform == "cpu" else None
         fresh = jax.jit(arrays, out_shardings=(shardings.params, shardings.model_state), compiler_options=options)
+        compiling.ahead(fresh, config.seed, what="the initial parameters")
         params, model_state = fresh(config.seed)
         if config.model.init_from:
             params, model_state = initial.start_from(config, params, model_state, model, task.info)
