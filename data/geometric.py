@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from typing_extensions import override
 
-from data.transform import GeometricTransform
+from data.transform import CroppingTransform, GeometricTransform
 from data.warp import Flip, Resample, Warp, Window, check_interpolation
 
 Size = int | tuple[int, int]
@@ -25,7 +26,10 @@ def _width_height(size: Size) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Resize(GeometricTransform):
-    """Resizes the shorter side to `size` and keeps the shape, or resizes to exactly (height, width)."""
+    """Resizes the shorter side to `size` and keeps the shape, or resizes to exactly (height, width).
+
+    Every image and mask of a record comes to this size, whatever its own was.
+    """
 
     size: Size
     interpolation: str = "bicubic"
@@ -45,7 +49,7 @@ class Resize(GeometricTransform):
 
 
 @dataclass(frozen=True)
-class CenterCrop(GeometricTransform):
+class CenterCrop(CroppingTransform):
     """Cuts the middle; an image smaller than that is padded with the mean colour."""
 
     size: Size
@@ -60,8 +64,10 @@ class CenterCrop(GeometricTransform):
 
 
 @dataclass(frozen=True)
-class RandomCrop(GeometricTransform):
+class RandomCrop(CroppingTransform):
     """Pads every side by `padding`, then cuts at random (CIFAR; DeiT-III with `padding=4, mirror=True`)."""
+
+    in_pixels: ClassVar[tuple[str, ...]] = ("size", "padding")
 
     size: Size
     padding: int = 0
@@ -84,7 +90,7 @@ def _start(rng: np.random.Generator, size: int, wanted: int, padding: int) -> in
 
 
 @dataclass(frozen=True)
-class RandomResizedCrop(GeometricTransform):
+class RandomResizedCrop(CroppingTransform):
     """Cuts a rectangle of random area and aspect and resizes it (Szegedy et al., arXiv:1409.4842, section 6).
 
     `scale` bounds the area as a share of the image's, `ratio` width over height, uniform in its logarithm. After ten
@@ -137,8 +143,10 @@ class RandomFlip(GeometricTransform):
 
 
 @dataclass(frozen=True)
-class Pad(GeometricTransform):
+class Pad(CroppingTransform):
     """Adds `amount` pixels on every side, of the mean colour or mirrored."""
+
+    in_pixels: ClassVar[tuple[str, ...]] = ("amount",)
 
     amount: int
     mirror: bool = False

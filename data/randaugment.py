@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from typing_extensions import override
 
-from data.transform import Example, Transform
+from data.source import ExampleError
+from data.transform import Example, Transform, image_size
 from data.warp import Affine, Fill, check_interpolation, warp_field
 
 MAX_MAGNITUDE = 10.0
@@ -119,9 +120,16 @@ class RandAugment(Transform):
                 image = example.eight_bit(name, "randaugment")
                 example.values[name] = image if change in MOVES else COLOUR_CHANGES[change](image, strength)
             if change in MOVES and images:
-                width, height = example.values[images[0]].size
+                width, height = example.values["image" if "image" in images else images[0]].size
+                shaped = self.fields(example, "image", "mask", "flow")
                 for name in self.fields(example):
-                    size = example.values[name].size if name in images else (width, height)
+                    size = image_size(example.values[name]) if name in shaped else (width, height)
+                    if abs(size[0] - size[1] * width / height) > 1:  # a pixel for sizes that were rounded
+                        raise ExampleError(
+                            f"example {example.values.get('index')}: randaugment turns images of {width}x{height} and "
+                            f"{name!r} of {size[0]}x{size[1]} together, which takes one ratio of width to height; "
+                            "restrict it by on="
+                        )
                     warp = Affine(size, inverse_map(change, strength.signed, *size), self.interpolation)
                     example.values[name] = warp_field(warp, example.kinds[name], example.values[name], self.fill or 0.0)
 

@@ -50,6 +50,10 @@ class Warp:
         """Moves the pixels of a Pillow image; `nearest` forbids mixing neighbours, `fill` stands for the outside."""
         raise NotImplementedError
 
+    def enlarged(self, factor: int) -> Warp:
+        """The same map of an image that is `factor` times as wide and as high, to a result that is so too."""
+        raise NotImplementedError
+
     def open(self, image: EncodedImage) -> tuple[Image.Image, Warp]:
         """Decodes an image for this warp: the pixels, and the warp to apply to them (they may come at reduced size)."""
         return image.decode(), self
@@ -75,6 +79,12 @@ class Resample(Warp):
         return image.resize(self.size, method, box=self.box)
 
     @override
+    def enlarged(self, factor: int) -> Resample:
+        x_min, y_min, x_max, y_max = self.box
+        box = (factor * x_min, factor * y_min, factor * x_max, factor * y_max)
+        return Resample((factor * self.size[0], factor * self.size[1]), box, self.interpolation)
+
+    @override
     def open(self, image: EncodedImage) -> tuple[Image.Image, Warp]:
         width, height = image.size
         x_min, y_min, x_max, y_max = self.box
@@ -89,15 +99,25 @@ class Resample(Warp):
 
 @dataclass(frozen=True)
 class Window(Warp):
-    """Cuts a window whose first pixel is `start` = (x, y) of the image; outside it are `fill` or mirrored pixels."""
+    """Cuts a window whose first pixel is `start` = (x, y) of the image; outside it are `fill` or mirrored pixels.
+
+    `block` pixels in a row are one pixel of a smaller image of the same scene, whose mirror image this one's shall be.
+    """
 
     start: tuple[int, int]
     mirror: bool = False
+    block: int = 1
 
     @property
     @override
     def matrix(self) -> Float[np.ndarray, "2 3"]:
         return np.array([[1.0, 0, -self.start[0]], [0, 1.0, -self.start[1]]])
+
+    @override
+    def enlarged(self, factor: int) -> Window:
+        (width, height), (left, top) = self.size, self.start
+        start = (factor * left, factor * top)
+        return Window((factor * width, factor * height), start, self.mirror, factor * self.block)
 
     @override
     def pixels(self, image: Image.Image, *, nearest: bool, fill: Fill) -> Image.Image:
@@ -106,7 +126,8 @@ class Window(Warp):
         if left >= 0 and top >= 0 and box[2] <= image.width and box[3] <= image.height:
             return image.crop(box)
         if self.mirror:
-            columns, rows = _mirrored(left, width, image.width), _mirrored(top, height, image.height)
+            columns = _mirrored(left, width, image.width, self.block)
+            rows = _mirrored(top, height, image.height, self.block)
             return Image.fromarray(np.asarray(image)[rows[:, None], columns[None]])
         canvas = Image.new(image.mode, self.size, _colour(fill, image.mode))
         canvas.paste(image, (-left, -top))
@@ -185,11 +206,14 @@ def _planes(array: np.ndarray, move: Callable[[Image.Image], Image.Image]) -> Fl
     return np.stack([np.asarray(move(Image.fromarray(plane))) for plane in planes], axis=-1)
 
 
-def _mirrored(start: int, length: int, size: int) -> np.ndarray:
-    """Indices start, start+1, ... folded back into [0, size) without repeating the edge."""
-    period = max(2 * (size - 1), 1)
-    folded = np.abs(np.arange(start, start + length)) % period
-    return np.where(folded < size, folded, period - folded)
+def _mirrored(start: int, length: int, size: int, block: int = 1) -> np.ndarray:
+    """Indices start, start+1, ... folded back into [0, size) without repeating the block of pixels at the edge."""
+    places, within = np.divmod(np.arange(start, start + length), block)
+    last = size // block - 1
+    period = max(2 * last, 1)
+    folded = places % period
+    folds = np.where(places < 0, last - 1 - places, np.maximum(places - 1, 0)) // max(last, 1)
+    return np.where(folded > last, period - folded, folded) * block + np.where(folds % 2, block - 1 - within, within)
 
 
 def _mean(fill: Fill) -> float:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.randaugment import inverse_map
-from data.source import EncodedImage
+from data.source import EncodedImage, ExampleError
 from data.transforms import parse_transforms
 from data.warp import NO_TRUTH, Affine, Flip, Resample, Window, warp_field
 
@@ -177,3 +177,99 @@ def test_images_of_two_sizes_share_their_draws():
         assert record["image"][0, 0, 0] == record["small"][0, 0, 0]
         flips.add(int(record["image"][0, 0, 0]))
     assert flips == {0, 255}
+
+
+PAIR = {"image": "image", "clean": "image", "mask": "mask"}
+
+
+def pair(scale=3, width=12, height=9):
+    """An input, a target `scale` times as large with the same pixels, and a mask as large as the target."""
+    small = np.random.default_rng(5).integers(0, 250, (height, width, 3), np.uint8)
+    large = small.repeat(scale, 0).repeat(scale, 1)
+    return {"index": 0, "image": small, "clean": large, "mask": large[..., 0].copy()}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "random_crop(6)",
+        "random_crop((6, 9), padding=3, mirror=True)",
+        "random_crop(6, padding=3)",
+        "center_crop(6)",
+        "center_crop((15, 6))",
+        "pad(3)",
+        "pad(6, mirror=True)",
+        "flip",
+        "pad(3)|random_crop(6)|flip",
+    ],
+)
+def test_a_pair_of_two_sizes_is_cut_at_one_place(text, swapped):
+    """Exactly, in 200 draws; whichever of the two is called `image`, to whose pixels the numbers belong."""
+    record = pair()
+    if swapped:
+        record |= {"image": record["clean"], "clean": record["image"]}
+    pipeline, places = parse_transforms(text, mean=1.0), set()
+    for seed in range(200):
+        got = pipeline(record, PAIR, np.random.default_rng(seed))
+        small, large = (got["clean"], got["image"]) if swapped else (got["image"], got["clean"])
+        np.testing.assert_array_equal(small.repeat(3, 0).repeat(3, 1), large)
+        np.testing.assert_array_equal(np.where(got["mask"] == NO_TRUTH, 255, large[..., 0]), got["mask"])
+        places.add(small.tobytes())
+    assert len(places) > 1 or "random" not in text
+    if text.startswith("random_crop(6"):
+        assert got["image"].shape == (6, 6, 3)
+
+
+def test_a_resized_crop_of_a_pair_shows_the_same_part():
+    """A ramp says which part of the picture each of the two shows, to a sixth of a pixel (0.025)."""
+    ramps = {name: np.linspace(0.5 / n, 1 - 0.5 / n, n, dtype=np.float32) for name, n in (("image", 40), ("clean", 80))}
+    record = {"index": 0} | {
+        name: np.broadcast_to(ramp[None, :, None], (len(ramp), len(ramp), 1)) for name, ramp in ramps.items()
+    }
+    for seed in range(20):
+        pipeline = parse_transforms("random_resized_crop(16, scale=(0.1, 0.6), interpolation='bilinear')")
+        got = pipeline(record, {"image": "image", "clean": "image"}, np.random.default_rng(seed))
+        assert got["clean"].shape == (32, 32, 1)
+        inner = got["clean"].reshape(16, 2, 16, 2).mean((1, 3))
+        np.testing.assert_allclose(inner[:, 2:-2], got["image"][:, 2:-2, 0], atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [((19, 24), "random_crop(6)"), ((27, 24), "center_crop(6)"), ((18, 30), "pad(2)"), ((13, 24), "inception_crop(6)")],
+)
+def test_a_pair_whose_ratio_is_not_one_whole_number_is_refused(size, text):
+    record = {"index": 4, "image": np.zeros((9, 12, 3), np.uint8), "clean": np.zeros((*size, 3), np.uint8)}
+    fields = {"image": "image", "clean": "image"}
+    with pytest.raises(
+        ExampleError, match=rf"example 4: {text.split('(')[0]} cuts 'image' of 12x9 and 'clean' of {size[1]}x{size[0]}"
+    ):
+        parse_transforms(text)(record, fields, np.random.default_rng(0))
+    alone = parse_transforms(text[:-1] + ", on='clean')")(record, fields, np.random.default_rng(0))
+    assert alone["image"].shape == (9, 12, 3)
+    whole = parse_transforms("flip|resize((8, 8))")(record, fields, np.random.default_rng(0))
+    assert whole["clean"].shape == whole["image"].shape == (8, 8, 3)
+
+
+def test_a_crop_that_the_smaller_image_has_no_pixels_for_is_refused():
+    record = pair(scale=2)
+    record |= {"image": record["clean"], "clean": record["image"]}
+    with pytest.raises(ValueError, match="size=7 of random_crop: must be a multiple of 2, as 'image' is 2 times"):
+        parse_transforms("random_crop(7)")(record, PAIR, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("move", ["rotate", "translate_x"])
+def test_randaugment_moves_a_pair_alike(monkeypatch, move):
+    monkeypatch.setattr("data.randaugment.CHANGES", (move,))
+    record = pair(scale=3, width=60, height=40)
+    record["image"][:], record["clean"][:], record["mask"][:] = 0, 0, 0
+    record["image"][10:26, 20:32], record["clean"][30:78, 60:96], record["mask"][30:78, 60:96] = 255, 255, 1
+    got = parse_transforms("randaugment(1, 9)", mean=0.0)(record, PAIR, np.random.default_rng(1))
+    large = bounds(got["clean"][..., 0] / 255)
+    np.testing.assert_allclose(bounds(got["image"][..., 0] / 255) * 3, large, atol=4)
+    np.testing.assert_allclose(bounds(got["mask"] == 1), large, atol=1)
+    assert bounds(record["clean"][..., 0]).tolist() != large.tolist()
+    odd = {**record, "mask": np.zeros((60, 60), np.uint8)}
+    with pytest.raises(ExampleError, match=r"turns images of 60x40 and 'mask' of 60x60 together"):
+        parse_transforms("randaugment(1, 9)")(odd, PAIR, np.random.default_rng(1))
