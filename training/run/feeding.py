@@ -112,20 +112,23 @@ def fields(
     transforms_key: str,
     complete: bool = True,
 ) -> dict[str, np.ndarray]:
-    """The fields that a task takes, checked before the compiler sees them.
+    """The fields that a task takes, in its types, checked before the compiler sees them.
 
     Args:
-      spec: names and shapes that the task wants.
+      spec: names, shapes and types that the task wants.
       transforms_key: the key of `config.data` to name in an error.
       complete: whether all of them have to be there.
 
     Raises:
-      ValueError: a field is missing or has another shape.
+      ValueError: a field is missing, or has another shape or another kind of numbers.
     """
     missing = [name for name in spec if name not in batch]
     if missing and complete:
+        text = source.info.fields.get(missing[0]) == "text"
+        hint = f" (text becomes numbers by 'tokenize(length)' in config.data.{transforms_key})" if text else ""
         raise ValueError(
-            f"{source.info.name!r} has no field {missing[0]!r}, which the task needs; it has {', '.join(sorted(batch))}"
+            f"{source.info.name!r} has no field {missing[0]!r}, which the task needs; it has "
+            f"{', '.join(sorted(batch))}{hint}"
         )
     present = {name: batch[name] for name in spec if name in batch}
     for name, value in present.items():
@@ -136,4 +139,27 @@ def fields(
                 f"task takes {wanted} "
                 "(config.data.image_size and the transforms have to agree)"
             )
+        present[name] = _typed(name, value, np.dtype(spec[name].dtype), source, transforms_key)
     return present
+
+
+def _typed(name: str, value: np.ndarray, wanted: np.dtype, source: data.Source, transforms_key: str) -> np.ndarray:
+    """The values in the type that the task takes; integers do not become fractions, nor the reverse, in silence."""
+    if value.dtype == wanted:
+        return value
+    whole, takes_whole = (jax.numpy.issubdtype(dtype, jax.numpy.integer) for dtype in (value.dtype, wanted))
+    if value.dtype != bool and whole != takes_whole:
+        image = value.ndim == 4 and (value.dtype == np.uint8 or wanted == np.uint8)
+        hint = "" if not image else "; add 'normalize' or 'value_range(0, 1)'" if whole else "; leave out 'normalize'"
+        raise ValueError(
+            f"field {name!r} of {source.info.name!r} is {value.dtype} after config.data.{transforms_key}, the task "
+            f"takes {wanted}{hint}"
+        )
+    if whole and takes_whole and value.size and not np.can_cast(value.dtype, wanted):
+        limits = np.iinfo(wanted)
+        if value.min() < limits.min or value.max() > limits.max:
+            raise ValueError(
+                f"field {name!r} of {source.info.name!r} has values from {value.min()} to {value.max()}, the task "
+                f"takes {wanted}"
+            )
+    return value.astype(wanted)
