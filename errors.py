@@ -28,7 +28,19 @@ MEANING = {
 }
 """Exit code -> what it says. 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h."""
 
-OURS = ("attn", "kernels", "models", "configs", "data", "naming", "tasks", "training", "train.py", "eval.py", "errors.py")
+OURS = (
+    "attn",
+    "kernels",
+    "models",
+    "configs",
+    "data",
+    "naming",
+    "tasks",
+    "training",
+    "train.py",
+    "eval.py",
+    "errors.py",
+)
 ROOT = Path(__file__).resolve().parent
 INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 OF_INPUT = (ValueError, KeyError, OSError, FloatingPointError)
