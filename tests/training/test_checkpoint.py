@@ -1,13 +1,9 @@
-"""Checkpoints: bit for bit, by unrolled names, atomic under kill -9, verified, kept by age and metric."""
+"""Checkpoints: what is stored comes back bit for bit, by unrolled names; kept by age and metric."""
 
 from __future__ import annotations
 
-import errno
-import os
 import pickle
 import re
-import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -19,70 +15,15 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import optax
 import pytest
 from hypothesis import strategies as st
+from states import a_state, assert_same, blank, saved, truncate
 
 import models
-from training.checkpoints import checkpoint_files, checkpoint_layout
-from training.checkpoints.checkpoint import Checkpointer, UnreadableCheckpoint, find, params_sha256, restore_for_eval
+from training.checkpoints import checkpoint_files, checkpoint_layout, checksum
+from training.checkpoints.checkpoint import Checkpointer, find, params_sha256, restore_for_eval
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIMIZER = optax.chain(
-    optax.masked(optax.trace(0.9), lambda params: {n: n.endswith("kernel") for n in params}), optax.adamw(1e-3)
-)
-
-
-def a_state(step: int = 7, scanned: bool = True, seed: int = 0, layers: int = 3) -> dict:
-    """A state like the loop's whose optimizer has taken a step."""
-    rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-    params = {
-        "blocks.[0::2].attn.qkv.kernel": draw(layers, 4, 6),
-        "head.kernel": draw(4, 10),
-        "scale": draw(),
-        "blocks.[1::2].mlp.bias": draw(layers, 5).astype(jnp.bfloat16),
-    }
-    grads = jax.tree.map(lambda p: p * 0.5 + 1, params)
-    model_state = {"blocks.[0::2].norm.mean": draw(layers, 4)}
-    if not scanned:
-        params, grads, model_state = (models.unstack(tree) for tree in (params, grads, model_state))
-    _, opt_state = OPTIMIZER.update(grads, OPTIMIZER.init(params), params)
-    ema = {"params": jax.tree.map(lambda p: p / 2, params), "model_state": {}}
-    return {
-        "step": jnp.int32(step),
-        "params": params,
-        "model_state": model_state,
-        "opt_state": opt_state,
-        "ema": ema,
-        "key": jax.random.fold_in(jax.random.key(3), seed),
-        "health": {"bad_steps": jnp.int32(1)},
-        "metrics": {"count": jnp.int32(2), "means": {}},
-    }
-
-
-def blank(state: dict) -> dict:
-    return jax.tree.map(jnp.zeros_like, state | {"key": jax.random.key(0)})
-
-
-def to_bytes(leaf) -> tuple:
-    leaf = np.asarray(jax.random.key_data(leaf) if checkpoint_layout.is_key(leaf) else leaf)
-    return leaf.dtype.name, leaf.shape, leaf.tobytes()
-
-
-def assert_same(left, right) -> None:
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True):
-        assert type(a) is type(b), path
-        assert to_bytes(a) == to_bytes(b), path
-
-
-def saved(directory: Path, *steps: int, **options) -> Checkpointer:
-    checkpointer = Checkpointer(directory, **options)
-    for step in steps:
-        checkpointer.save(step, a_state(step, seed=step), {"config": {"seed": step}})
-        checkpointer.wait()
-    return checkpointer
 
 
 # What is stored comes back
@@ -177,6 +118,27 @@ def test_names_on_disk_are_unrolled(tmp_path):
     }
 
 
+@pytest.mark.parametrize("dtype", ["?", "i1", "u2", "i4", "f2", "f4", "c8", ml_dtypes.bfloat16, ml_dtypes.int4])
+def test_a_checksum_is_the_same_on_the_host_and_on_devices(dtype):
+    for shape in ((), (3,), (2, 3, 5), (0, 4)):
+        values = np.asarray(np.random.default_rng(0).integers(-7, 8, shape)).astype(np.int8).astype(dtype)
+        assert checksum.of_host(values) == int(jax.jit(checksum.of_device)(values))
+    layers = jax.jit(checksum.of_device, static_argnums=1)(np.ones((2, 3), dtype), True)
+    assert layers.tolist() == [checksum.of_host(np.ones(3, dtype))] * 2
+
+
+def test_a_checksum_tells_values_and_places():
+    values = np.zeros(70_000, np.float32)  # more than one chunk
+    found = {checksum.of_host(values)}
+    for place in (0, 1, 65_536, 69_999):
+        changed = values.copy()
+        changed[place] = -0.0
+        found.add(checksum.of_host(changed))
+        changed[place - 1] = -0.0  # the same bit twice
+        found.add(checksum.of_host(changed))
+    assert len(found) == 9
+
+
 def test_two_leaves_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"two arrays .* name 'a/1'"):
         checkpoint_layout.unroll({"a": {"1": np.zeros(1)}, "a/1": np.zeros(1)})
@@ -268,158 +230,6 @@ def test_a_step_that_is_there_is_left_alone(tmp_path):
 def test_impossible_options(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         Checkpointer(tmp_path, **options)
-
-
-# Damage
-
-
-def files_of(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size)
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
-def test_damage_to_any_file_is_found_or_harmless(tmp_path, capfd, damage):
-    saved(tmp_path, 1).close()
-    noticed = 0
-    for i in range(len(files_of(tmp_path / "1"))):
-        saved(tmp_path, 2, keep_last=2).close()
-        written = files_of(tmp_path / "2")
-        damage(written[i % len(written)])  # Orbax spreads the same arrays over more or fewer files
-        with Checkpointer(tmp_path) as checkpointer:
-            state, metadata = checkpointer.restore(a_state())
-            used = metadata["step"]
-            assert_same(state, a_state(used, seed=used))
-            error = capfd.readouterr().err
-            if used == 1:
-                noticed += 1
-                assert re.fullmatch(rf"checkpoint {tmp_path}/2 cannot be read \(.*\); using 1 instead\n", error)
-                checkpointer.save(2, a_state(2, seed=2), {})  # takes the place of the damaged one
-                checkpointer.wait()
-                assert_same(checkpointer.restore(a_state(), step=2)[0], a_state(2, seed=2))
-        checkpoint_files.remove(tmp_path / "2")
-    assert noticed >= 3
-
-
-def test_an_array_that_does_not_match_its_checksum(tmp_path, monkeypatch, capfd):
-    with monkeypatch.context() as patch:  # a disk that returns other bytes than it was given, in valid files
-        honest = checkpoint_layout.crc32
-        patch.setattr(checkpoint_layout, "crc32", lambda a: honest(a) ^ (a.shape == (4, 10)))
-        saved(tmp_path, 1).close()
-    with pytest.raises(UnreadableCheckpoint, match=r"1 cannot be read \(\S+/head.kernel does not match its checksum\)"):
-        Checkpointer(tmp_path).restore(a_state())
-
-
-def test_no_readable_checkpoint(tmp_path, capfd):
-    saved(tmp_path, 1, 2).close()
-    for step in (1, 2):
-        truncate(max(files_of(tmp_path / str(step)), key=lambda f: f.stat().st_size))
-    for restore in (
-        lambda step: Checkpointer(tmp_path).restore(a_state(), step),
-        lambda step: restore_for_eval(tmp_path, step),
-    ):
-        with pytest.raises(OSError, match=r"checkpoint \S+/1 cannot be read \([^\n]*\), nor the 1 newer$"):
-            restore(None)
-        with pytest.raises(OSError, match=r"checkpoint \S+/2 cannot be read \([^\n]*\)$"):
-            restore(2)
-
-
-def test_an_empty_folder_is_no_checkpoint(tmp_path, capfd):
-    checkpointer = saved(tmp_path, 1)
-    (tmp_path / "5").mkdir()
-    assert checkpointer.restore(a_state())[1]["step"] == 1
-
-
-def test_leftovers_are_no_checkpoints(tmp_path):
-    saved(tmp_path, 1).close()
-    for name in ("2.orbax-checkpoint-tmp", "2.orbax-checkpoint-tmp-1700000000", "3.deleted"):
-        shutil.copytree(tmp_path / "1", tmp_path / name)
-    (tmp_path / "4.txt").touch()
-    assert find(tmp_path).name == "1"
-    assert restore_for_eval(tmp_path)["step"] == 1
-    assert len(list(tmp_path.iterdir())) == 5, "reading removes nothing"
-    assert Checkpointer(tmp_path).steps() == [1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "4.txt"]
-
-
-def test_a_deletion_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch):
-    checkpointer = saved(tmp_path, 1, 2)
-
-    def cut_short(path, **options):
-        if path.exists():
-            os.unlink(path / "_CHECKPOINT_METADATA")
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", cut_short)
-        with pytest.raises(KeyboardInterrupt):
-            checkpoint_files.remove(tmp_path / "1")
-    assert checkpointer.steps() == [2]
-    assert Checkpointer(tmp_path).steps() == [2]
-    assert [path.name for path in tmp_path.iterdir()] == ["2"]
-
-
-# Saves that fail
-
-
-@pytest.fixture
-def small_files():
-    """A quota: no file of this process may pass 64 KiB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def big_state() -> dict:
-    return {"params": {f"w{i}": np.random.default_rng(i).standard_normal(40_000) for i in range(20)}}
-
-
-@pytest.mark.parametrize("surface", ["wait", "save", "close"])
-def test_a_refused_write_is_one_line_at_the_next_call(tmp_path, capfd, small_files, surface):
-    checkpointer = saved(tmp_path, 1)
-    checkpointer.save(2, big_state(), {})
-    line = f"^checkpoint 2 could not be saved in {tmp_path}: File too large; the newest complete one is 1$"
-    with pytest.raises(OSError, match=line) as caught:
-        checkpointer.save(3, a_state(), {}) if surface == "save" else getattr(checkpointer, surface)()
-    assert caught.value.errno == errno.EFBIG
-    assert checkpointer.steps() == [1]
-    assert_same(checkpointer.restore(a_state())[0], a_state(1, seed=1))
-    if surface != "close":
-        checkpointer.save(4, a_state(), {})
-        checkpointer.wait()
-        assert checkpointer.steps() == [1, 4]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
-    checkpointer = saved(tmp_path, 1)
-    monkeypatch.setattr(checkpoint_files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    checkpointer.save(2, big_state(), {})
-    with pytest.raises(OSError, match=r"^checkpoint 2 could not be saved in .*: No space left on device") as caught:
-        checkpointer.wait()
-    assert caught.value.errno == errno.ENOSPC
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
-
-
-def test_a_directory_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=rf"^checkpoint directory {tmp_path}/file/checkpoints: Not a directory$"):
-        Checkpointer(tmp_path / "file" / "checkpoints")
-
-
-def test_metadata_must_be_json(tmp_path):
-    with Checkpointer(tmp_path) as checkpointer, pytest.raises(TypeError, match="JSON"):
-        checkpointer.save(1, {"x": np.zeros(1)}, {"config": object()})
 
 
 # Another model

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import simulated
 
+from training.checkpoints import checkpoint_files
 from training.checkpoints.checkpoint import Checkpointer, find, restore_for_eval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +116,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from training.checkpoints import checkpoint_files as files, checkpoint_layout as layout
 from training.checkpoints.checkpoint import Checkpointer, restore_for_eval
 mesh = Mesh(np.array(jax.devices()), ("data",))
 split, whole = NamedSharding(mesh, P(None, "data")), NamedSharding(mesh, P())
@@ -135,6 +137,24 @@ with Checkpointer(sys.argv[1], keep_last=2) as checkpointer:
     assert restored["params"]["blocks.[0::1].w"].sharding == split
     assert metadata["position"] == 3 and int(restored["step"].addressable_data(0)) == 3
     checkpointer.save(4, restored, {"position": 4})
+    checkpointer.wait()
+    # Damage that only checksums show: the one before is used, in both.
+    honest, read = layout.checksums, files.read_shards
+    layout.checksums = lambda state: honest(state) | {"params/blocks.1.w": 0}
+    checkpointer.save(5, restored, {"position": 5})
+    checkpointer.wait()
+    layout.checksums = honest
+    assert checkpointer.restore(template, shardings=place)[1]["step"] == 4
+    # One process alone cannot read: neither goes on.
+    if jax.process_index() == 1:
+        def read_shards(path, *rest):
+            raise files.InaccessibleCheckpoint("Stale file handle")
+        files.read_shards = read_shards
+    try:
+        checkpointer.restore(template, shardings=place)
+        raise AssertionError("read by one of two")
+    except files.InaccessibleCheckpoint as error:
+        assert ("Stale file handle", "process 1 cannot read it")[1 - jax.process_index()] in str(error), error
 """
 
 
@@ -149,5 +169,7 @@ def test_two_processes(tmp_path):
     assert [process.wait(60) for process in processes] == [0, 0]
     restored = restore_for_eval(tmp_path)
     assert restored["step"] == 4
+    table = checkpoint_files.read_about(tmp_path / "4")["arrays"]
+    assert None not in {info.checksum for info in table.values()}, "several processes write checksums too"
     np.testing.assert_array_equal(restored["params"]["blocks.1.w"], np.arange(8, 16) + 3)
-    assert find(tmp_path, 3).name == "3"
+    assert find(tmp_path, 5).name == "5"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +20,20 @@ from jaxtyping import PyTree
 
 from training.checkpoints import checkpoint_files as files
 from training.checkpoints import checkpoint_layout as layout
-from training.checkpoints import json_text
-from training.checkpoints.checkpoint_files import UnreadableCheckpoint
+from training.checkpoints import checksum, json_text, reading
+from training.checkpoints.checkpoint_files import InaccessibleCheckpoint, UnreadableCheckpoint
 from training.checkpoints.checkpoint_layout import params_sha256
+from training.checkpoints.reading import find, restore_for_eval
 from training.distributed import facts
 
-__all__ = ["Checkpointer", "UnreadableCheckpoint", "find", "params_sha256", "restore_for_eval"]
+__all__ = [
+    "Checkpointer",
+    "InaccessibleCheckpoint",
+    "UnreadableCheckpoint",
+    "find",
+    "params_sha256",
+    "restore_for_eval",
+]
 
 
 class Checkpointer:
@@ -69,6 +74,7 @@ class Checkpointer:
         self.keep_last, self.keep_best, self.best_metric, self.best_mode = keep_last, keep_best, best_metric, best_mode
         self._multiprocess = jax.process_count() > 1
         self._broken: set[int] = set()
+        self._unknown: set[int] = set()  # they may be the best: nobody knows, so that they stay
         self._scores: dict[int, float] = {}
         self._saving: int | None = None  # the step of the save that `wait` has not yet looked at
         self._future: Future[None] | None = None
@@ -81,10 +87,15 @@ class Checkpointer:
         except OSError as error:
             raise _one_line(f"checkpoint directory {self.directory}", error) from error
         for step in self.steps():
-            with contextlib.suppress(UnreadableCheckpoint):  # `restore` reports it
+            try:
                 metric = files.read_about(self.directory / str(step))["metric"]
-                if metric is not None and metric["name"] == best_metric:
-                    self._scores[step] = metric["value"]
+            except UnreadableCheckpoint:  # `restore` reports it
+                continue
+            except InaccessibleCheckpoint:
+                self._unknown.add(step)
+                continue
+            if metric is not None and metric["name"] == best_metric:
+                self._scores[step] = metric["value"]
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -94,7 +105,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending, without those that were found unreadable."""
-        return [step for step in _steps(self.directory) if step not in self._broken]
+        return [step for step in reading.steps_in(self.directory) if step not in self._broken]
 
     def latest(self) -> int | None:
         """The newest step, or None."""
@@ -129,7 +140,7 @@ class Checkpointer:
             return
         self._clear(path)
         try:
-            files.start_write(self._orbax, path, jax.jit(layout.unroll)(state), about)
+            files.write(self._orbax, path, jax.jit(layout.unroll)(state), layout.checksums(state), about)
         except OSError as error:
             raise self._failed(step, error) from error
 
@@ -164,7 +175,7 @@ class Checkpointer:
             if self._future is not None:
                 self._future.result()
             elif self._orbax is not None:
-                files.finish_write(self._orbax)
+                files.finish(self._orbax)
                 self._tidy()
         except OSError as error:
             raise self._failed(step, error) from error
@@ -198,33 +209,26 @@ class Checkpointer:
         Raises:
           FileNotFoundError: there is no such checkpoint.
           UnreadableCheckpoint: it, or every one there is, is damaged.
+          InaccessibleCheckpoint: it may be intact and cannot be read here and now; nothing is changed.
           ValueError: it belongs to another model or optimizer; names what differs.
         """
         self.wait()
-        wanted, keys = layout.expected(template), layout.key_implementations(template)
-
-        def fits(path: Path, about: Mapping[str, Any]) -> None:
-            if different := layout.difference(about["arrays"], wanted):
-                raise ValueError(f"checkpoint {path} does not fit this model: {different}")
-            if about["keys"] != keys:
-                raise ValueError(f"checkpoint {path} has random keys {about['keys']}, and this run {keys}")
-
-        candidates = [path for path in _candidates(self.directory, step) if int(path.name) not in self._broken]
+        candidates = [path for path in reading.candidates(self.directory, step) if int(path.name) not in self._broken]
         if not candidates:
             raise UnreadableCheckpoint(f"no checkpoint in {self.directory} can be read")
-        several = self._multiprocess and shardings is not None
-        places = layout.layer_shardings(template, shardings) if several else None
-        path, about, arrays = _first_readable(candidates, check=fits, shardings=places)
+        path, state, metadata = reading.read_state(candidates, template, shardings)
         if self._multiprocess:
-            multihost_utils.assert_equal(np.int32(about["step"]), "processes restored different checkpoints")
+            multihost_utils.assert_equal(np.int32(metadata["step"]), "processes restored different checkpoints")
         self._broken.update(int(newer.name) for newer in candidates[: candidates.index(path)])
-        put = layout.fill_shards if several else layout.fill
-        return put(template, arrays, shardings), _metadata(about)
+        return state, metadata
 
     def _write(self, path: Path, host_state: PyTree, about: Mapping[str, Any]) -> None:
         """The part of a save that runs in the background."""
         self._clear(path)
-        files.write(path, layout.unroll(host_state), about)
+        arrays = layout.unroll(host_state)
+        checksums = {name: checksum.of_host(array) for name, array in arrays.items()}
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            files.write(checkpointer, path, arrays, checksums, about)
         self._tidy()
 
     def _note(self, step: int, metric: float, saved: Future[None] | None = None) -> None:
@@ -255,7 +259,7 @@ class Checkpointer:
         sign = 1 if self.best_mode == "max" else -1
         best = sorted(scored, key=lambda step: (sign * self._scores[step], step), reverse=True)[: self.keep_best]
         for step in steps[: -self.keep_last]:
-            if step not in best and jax.process_index() == 0:
+            if step not in best and step not in self._unknown and jax.process_index() == 0:
                 files.remove(self.directory / str(step))
         if self._multiprocess:
             multihost_utils.sync_global_devices("old checkpoints removed")
@@ -266,112 +270,6 @@ class Checkpointer:
         newest = self.latest()
         kept = "there is no earlier one" if newest is None else f"the newest complete one is {newest}"
         return _one_line(f"checkpoint {step} could not be saved in {self.directory}", error, f"; {kept}")
-
-
-def find(path: str | os.PathLike[str], step: int | None = None) -> Path:
-    """The directory of one checkpoint.
-
-    Args:
-      path: a workdir, its `checkpoints` folder, or one checkpoint.
-      step: which; None is the newest.
-
-    Raises:
-      FileNotFoundError: there is none; the line says which there are.
-    """
-    return _candidates(path, step)[0]
-
-
-def restore_for_eval(path: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
-    """Reads what evaluation, fine-tuning and teachers need, without a model as template.
-
-    Args:
-      path: a workdir, its `checkpoints` folder, or one checkpoint.
-      step: which; None is the newest that can be read. Newer ones that cannot be are named on stderr.
-
-    Returns:
-      `params` and `model_state`, flat dictionaries of NumPy arrays with unrolled names; `ema`, a dictionary of both, or
-      None if the run kept no averages; `config` as it was saved; `step`; `metadata` as `Checkpointer.restore` returns
-      it; and `path`.
-
-    Raises:
-      FileNotFoundError: there is no such checkpoint; the line says which there are.
-      UnreadableCheckpoint: it, or every one there is, is damaged.
-    """
-    found, about, arrays = _first_readable(_candidates(path, step), parts=("params", "model_state", "ema"))
-
-    def part(prefix: str) -> dict[str, np.ndarray]:
-        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-    averaged = any(name.startswith("ema/") for name in arrays)
-    metadata = _metadata(about)
-    return {
-        "params": part("params/"),
-        "model_state": part("model_state/"),
-        "ema": {"params": part("ema/params/"), "model_state": part("ema/model_state/")} if averaged else None,
-        "config": metadata.get("config", {}),
-        "step": about["step"],
-        "metadata": metadata,
-        "path": found,
-    }
-
-
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
-
-
-def _candidates(path: str | os.PathLike[str], step: int | None) -> list[Path]:
-    """Directories of the checkpoints that a user may mean, newest first; never empty."""
-    path = Path(path).absolute()
-    if not path.is_dir():
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = "".join(f"; nearest: {path.parent / name}" for name in difflib.get_close_matches(path.name, beside, n=1))
-        raise FileNotFoundError(f"no workdir or checkpoint {path}{near}")
-    if path.name.isdecimal() and (path / "about").is_dir():
-        if step not in (None, int(path.name)):
-            raise FileNotFoundError(f"{path} is the checkpoint of step {path.name}, not of step {step}")
-        return [path]
-    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = _steps(directory)
-    if not steps:
-        raise FileNotFoundError(f"no checkpoint in {directory}")
-    if step is None:
-        return [directory / str(s) for s in reversed(steps)]
-    if step not in steps:
-        raise FileNotFoundError(f"no checkpoint of step {step} in {directory}; available: {', '.join(map(str, steps))}")
-    return [directory / str(step)]
-
-
-def _first_readable(
-    candidates: Sequence[Path],
-    parts: Sequence[str] | None = None,
-    check: Callable[[Path, Mapping[str, Any]], None] = lambda path, about: None,
-    shardings: Mapping[str, Sharding] | None = None,
-) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """The first checkpoint that can be read, its description and arrays; those before it are named on stderr.
-
-    With `shardings`, by name, each process reads its shards; without, all of every array.
-    """
-    for i, path in enumerate(candidates):
-        try:
-            about = files.read_about(path)
-            check(path, about)
-            if shardings is not None:
-                return path, about, files.read_shards(path, about, shardings)
-            return path, about, files.read_arrays(path, about, parts)
-        except UnreadableCheckpoint as error:
-            if i + 1 == len(candidates):
-                others = f", nor the {i} newer" if i else ""
-                raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({error}){others}") from error
-            print(
-                f"checkpoint {path} cannot be read ({error}); using {candidates[i + 1].name} instead",
-                file=sys.stderr,
-                flush=True,
-            )
-    raise AssertionError("no candidates")
-
-
-def _metadata(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {**about["metadata"], **{name: about[name] for name in ("step", "saved_at", "versions", "metric")}}
 
 
 def _one_line(what: str, error: OSError, after: str = "") -> OSError:

@@ -21,15 +21,20 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, PyTree
 
 import models
+from training.checkpoints import checksum
 
 SHOWN_NAMES = 5  # how many names an error lists before it only counts
 
 
 class ArrayInfo(NamedTuple):
-    """What a checkpoint says about one array; `crc32` is None where no process had the whole array."""
+    """What a checkpoint says about one array; `checksum` is that of `training.checkpoints.checksum`.
+
+    Checkpoints of format 1 have a `crc32` in its place, and none where several processes wrote.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    checksum: int | None = None
     crc32: int | None = None
 
     def __str__(self) -> str:
@@ -63,12 +68,16 @@ def unroll(state: PyTree) -> dict[str, Any]:
       ValueError: two leaves would have the same name.
     """
     arrays: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        for name, array in _unrolled_leaf(_entries(path), jax.random.key_data(leaf) if is_key(leaf) else leaf):
-            if name in arrays:
-                raise ValueError(f"checkpoint: two arrays of the state have the name {name!r}")
-            arrays[name] = array
+    for name, array in _named(state):
+        if name in arrays:
+            raise ValueError(f"checkpoint: two arrays of the state have the name {name!r}")
+        arrays[name] = array
     return arrays
+
+
+def _named(state: PyTree) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield from _unrolled_leaf(_entries(path), jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def expected(template: PyTree) -> dict[str, ArrayInfo]:
@@ -151,9 +160,33 @@ def difference(saved: Mapping[str, ArrayInfo], wanted: Mapping[str, ArrayInfo]) 
     return "; ".join(f"{len(names)} {what}: {_some(names)}" for names, what in parts if names)
 
 
-def crc32(array: np.ndarray) -> int:
-    """CRC-32 of an array's bytes in row-major order."""
-    return zlib.crc32(_bytes_of(array))
+def checksums(state: PyTree) -> dict[str, int]:
+    """Checksums of global arrays by their names in a checkpoint; the devices compute them, and all processes call this.
+
+    Leaves that hold layers are not taken apart for it: a state has far fewer leaves than arrays.
+    """
+    sums = np.asarray(_checksums(state).addressable_data(0))
+    names = [name for name, _ in _named(jax.tree.map(_stand_in, state))]
+    return dict(zip(names, sums.tolist(), strict=True))
+
+
+@jax.jit
+def _checksums(state: PyTree) -> Array:
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        stacked = any("[" in entry for entry in _entries(path))
+        array = jax.random.key_data(leaf) if is_key(leaf) else leaf
+        found.append(jnp.atleast_1d(checksum.of_device(array, layers=stacked)))
+    return jnp.concatenate(found)
+
+
+def matches(array: np.ndarray, info: ArrayInfo) -> bool:
+    """Whether an array on the host is what a checkpoint says of it."""
+    if (array.shape, array.dtype.name) != info[:2]:
+        return False
+    if info.checksum is not None:
+        return info.checksum == checksum.of_host(array)
+    return info.crc32 in (None, zlib.crc32(_bytes_of(array)))
 
 
 def dtype_of(name: str) -> np.dtype:
