@@ -204,7 +204,7 @@ def test_raw_weights_on_request(workdir, tmp_path):
 
 
 def test_a_model_without_a_table_is_exported_without_weights(workdir, tmp_path, monkeypatch, capsys):
-    def refuse(*arguments):
+    def refuse(*arguments, **names):
         raise ValueError("no table of weights for family 'x'")
 
     monkeypatch.setattr(models, "export_weights", refuse)
@@ -300,8 +300,12 @@ def test_the_exported_set_is_the_chosen_one(exported, experiment, tmp_path):
         (["--checkpoint=DAMAGED", "--config=CONFIG"], "damaged.pth: cannot be read as PyTorch weights"),
         (["--checkpoint=FILE", "--config=CONFIG", "--config.model.options.width=32"], "do not fit the model"),
         (
-            ["--checkpoint=FILE", "--config=CONFIG", "--config.data.name=synthetic:classes=3,examples=8,size=16"],
+            ["--checkpoint=UNNAMED", "--config=CONFIG", "--config.data.name=synthetic:classes=3,examples=8,size=16"],
             "4 classes in the file and 3 here",
+        ),
+        (
+            ["--checkpoint=FILE", "--config=CONFIG", "--config.data.name=synthetic:classes=5,examples=8,size=16"],
+            "has 5 classes, the model 4, and 'grating 4' is not among 'grating 0'",
         ),
         (
             ["--checkpoint=FILE", "--config=CONFIG", "--ema"],
@@ -323,6 +327,7 @@ def test_bad_input_is_one_line(workdir, exported, experiment, tmp_path, capsys, 
         "CONFIG": experiment,
         "WORKDIR": workdir,
         "DAMAGED": tmp_path / "damaged.pth",
+        "UNNAMED": saved(tmp_path / "unnamed.pth", arrays),
         "EMA": saved(tmp_path / "ema.pth", {"ema": arrays}),
         "NAN": saved(tmp_path / "nan.pth", arrays | {"norm.bias": np.full(16, np.nan, np.float32)}),
     }

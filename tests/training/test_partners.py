@@ -135,6 +135,38 @@ def test_a_start_puts_the_classifier_in_the_order_of_its_classes(teacher, tmp_pa
     assert "the classifier starts anew: 'arrays' has 4 classes, the weights 4, and 'e' is not among" in said
 
 
+class Detector(nnx.Module):
+    """A model that has a ViT as its backbone."""
+
+    def __init__(self, seed):
+        options = {**tiny.TINY["model.options"], "image_size": 16}
+        self.backbone = models.create("vit_mu16", num_classes=0, rngs=nnx.Rngs(seed), **options)
+        self.boxes = nnx.Linear(16, 4, rngs=nnx.Rngs(seed))
+
+
+@pytest.mark.parametrize("kind", ["run", "file", "detector"])
+def test_weights_of_a_family_start_the_part_that_is_of_it(teacher, tmp_path, monkeypatch, capsys, kind):
+    there = models.unstack(models.split(model_of(teacher))[1])
+    start, detector = teacher, Detector(1)
+    _, params, state = models.split(detector)
+    if kind == "file":
+        start = tmp_path / "weights.safetensors"
+        models.export_weights(model_of(teacher), start)
+    if kind == "detector":  # of a run of the same model
+        saved = initial.checkpoint.restore_for_eval(teacher)
+        whole = {f"backbone.{name}": value for name, value in there.items() if not name.startswith("head.")}
+        saved |= {"params": {**whole, **{name: params[name] for name in ("boxes.kernel", "boxes.bias")}}}
+        monkeypatch.setattr(initial.checkpoint, "restore_for_eval", lambda path: saved)
+    config = tiny.config(model__init_from=str(start))
+    found = models.unstack(initial.start_from(config, params, state, detector, named(NAMES).info)[0])
+    name = "blocks.1.mlp.fc1.kernel"
+    np.testing.assert_array_equal(found[f"backbone.{name}"], there[name])
+    np.testing.assert_array_equal(found["boxes.kernel"], params["boxes.kernel"])
+    said = capsys.readouterr().err
+    assert ("the weights go to backbone; the rest starts anew" in said) == (kind != "detector")
+    assert ("head with 4 classes is left out" in said) == (kind != "detector")
+
+
 def test_weights_for_imagenet_are_known_by_their_classes():
     config = tiny.config()
     options = {**config.model.options, "image_size": 16}

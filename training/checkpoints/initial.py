@@ -21,6 +21,7 @@ from configs import Config
 from data import classes
 from models.weights import files
 from models.weights.adapt import CLASSIFIERS
+from models.weights.family import FAMILIES
 from models.weights.files import Weights
 from models.weights.load import classifier_classes, read
 from models.weights.wrappings import EMA, RAW
@@ -155,7 +156,8 @@ def start_from(
     """Starts a fresh model from saved weights or from a file of official ones.
 
     What the model can adapt (a classifier for another number of classes, positions of another image size) is adapted
-    and said on stderr, as is which of several weights are taken; everything else has to fit.
+    and said on stderr, as is which of several weights are taken; everything else has to fit. Where one part of a model
+    is of a family and the model is not, as the backbone of a detector, weights of that family go to this part.
 
     Args:
       config: its `model.init_from` is a workdir, checkpoint or file of weights, of which `model.init_weights` are
@@ -171,9 +173,11 @@ def start_from(
     path, which = config.model.init_from, config.model.init_weights
     fresh, fresh_state = mesh.gather((dict(params), dict(model_state)))
     where = f"config.model.init_from={path}"
+    own = models.merge(models.split(model)[0], fresh, fresh_state)
+    part = _only_known_part(own)
     try:
         if files.is_weight_file(path):
-            own = models.merge(models.split(model)[0], fresh, fresh_state)
+            own = getattr(own, part, own)
             found = read(own, path, None if which == AUTO else which, choice="config.model.init_weights={}")
             loaded, loaded_state, notes = models.convert_weights(own, found)
             theirs = classes_of(found, own, info)
@@ -182,19 +186,38 @@ def start_from(
             if which == EMA and not saved["ema"]:
                 raise ValueError("config.model.init_weights=ema: it has no moving average (the run had optim.ema=0)")
             loaded, loaded_state = weights(saved, which != RAW)
-            loaded, notes = models.adapt(model, loaded, models.unstack(fresh))
+            if any(name.startswith(f"{part}.") for name in loaded):  # of a model that has the part as well
+                part = ""
+            own = getattr(own, part, own)
+            loaded, notes = models.adapt(own, loaded, models.unstack(models.split(own)[1]))
             if saved["ema"]:
                 taken, other = ("raw", "averaged") if which == RAW else ("averaged", "raw")
                 notes = [f"the {taken} weights are taken, not the {other} ones", *notes]
             theirs = saved_info(saved)
             notes += _other_inputs(configs.from_dict(saved["config"]), config)
-        loaded, said = _classes_by_name(loaded, models.unstack(fresh), theirs, info)
+        loaded, said = _classes_by_name(loaded, models.unstack(models.split(own)[1]), theirs, info)
         notes += said
+        if part:
+            loaded, loaded_state = (
+                {**models.unstack(rest), **{f"{part}.{name}": value for name, value in flat.items()}}
+                for flat, rest in ((loaded, fresh), (loaded_state, fresh_state))
+            )
+            notes.append(f"the weights go to {part}; the rest starts anew")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     fitted = fit(loaded, fresh, where), fit(loaded_state, fresh_state, where)
     say(f"init_from {path}", notes)
     return fitted
+
+
+def _only_known_part(model: nnx.Module) -> str:
+    """The one attribute of a model without a family that is a model of a family; "" without or with several."""
+
+    def known(module: Any) -> bool:
+        return any(isinstance(module, family.model) for family in FAMILIES.values())
+
+    parts = [] if known(model) else [name for name, value in vars(model).items() if known(value)]
+    return parts[0] if len(parts) == 1 else ""
 
 
 def _other_inputs(theirs: Config, ours: Config) -> list[str]:
