@@ -166,9 +166,12 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
     for name, target in (("a/up", ".."), ("a/here", "."), ("all", "."), ("a/self", "self"), ("a/root", tmp_path)):
         (train / name).symlink_to(target)
     (tmp_path / "elsewhere" / "back").symlink_to(train)
+    save(tmp_path / "outside" / "0.png")
+    (train / "c").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside" / "back").symlink_to(train)
     names = sorted(os.path.relpath(name, train) for name in files(tmp_path, "train"))
-    assert names == ["a/0.png", "a/1.png", "a/more/more.png", "b/0.png", "b/1.png"]
-    assert data.open_source(f"folder:{tmp_path}", "train").info.class_names == ("a", "b")
+    assert names == ["a/0.png", "a/1.png", "a/more/more.png", "b/0.png", "b/1.png", "c/0.png"]
+    assert data.open_source(f"folder:{tmp_path}", "train").info.class_names == ("a", "b", "c")
 
 
 def test_names_that_are_not_utf8(tmp_path):
