@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import unicodedata
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from jaxtyping import Int
 from typing_extensions import override
 
 from data import tree
-from data.names import printable
+from data.names import nearest, printable
 from data.source import EncodedImage, Info, Record, Source
 from data.split import SPELLINGS, find_split, names_in, select, usual_name
 
@@ -174,10 +173,10 @@ def _labelled(root: Path, classes: Iterable[str], complete: bool) -> Files:
     place, folders, names = printable(str(root)), _classes(root), list(classes)
     strangers = sorted(set(folders) - set(names))
     if strangers:
-        alike = {name.casefold(): name for name in names}
-        nearest = difflib.get_close_matches(strangers[0].casefold(), alike, n=1)
-        hint = f"; nearest: {alike[nearest[0]]!r}" if nearest else ""
-        raise ValueError(f"folder {place} has classes that the training folder lacks: {', '.join(strangers[:5])}{hint}")
+        raise ValueError(
+            f"folder {place} has classes that the training folder lacks: {', '.join(strangers[:5])}"
+            f"{nearest(strangers[0], names)}"
+        )
     files: Files = []
     for label, name in enumerate(names):
         folder = root / folders.get(name, name)
