@@ -146,6 +146,11 @@ CASES = [
     Case("unknown task", r"classificaton.*classification", {"task.name": "classificaton"}),
     Case("unknown transform", r"flipp.*flip", {"data.train_transforms": "flipp|normalize"}),
     Case("freeze matches nothing", r"freeze.*blocks.77", {"optim.freeze": "blocks.77.*"}),
+    Case(
+        "unknown optimizer of optax",
+        r"config.optim.name=optax:NAME: unknown name 'adamm'; .*; nearest: adam$",
+        {"optim.name": "optax:adamm"},
+    ),
     Case("warm-up longer than the run", r"warmup=50 .* more than config.train.steps=4", {"optim.warmup": 50}),
     # Command line.
     Case("unknown flag", r"--workdri=x: no such flag \(nearest: --workdir\)", prepare=lambda t, f: ["--workdri=x"]),
