@@ -140,7 +140,7 @@ def freeze_statistics(model: nnx.Module, frozen: Callable[[str, Any], np.ndarray
             continue
         chosen = [name for name, value in leaves.items() if isinstance(value, nnx.Param)] or list(leaves)
         names = {".".join(map(str, (*path, name))): leaves[name].get_value() for name in chosen}
-        mask = np.logical_and.reduce([frozen(name, value) for name, value in names.items()])
+        mask = np.all([frozen(name, value) for name, value in names.items()], axis=0)
         if not mask.any():
             continue
         if not hasattr(module, "frozen"):
