@@ -165,7 +165,7 @@ def overflowing_run(tmp_path, policy, kind, terminal):
         **{"data.image_size": 8, "data.batch_size": 8, "data.train_transforms": "", "data.eval_transforms": ""},
         train__nonfinite=policy,
         train__steps=10,
-        log__every_steps=5,
+        log__every_steps=4,
         optim__name="sgd",
         optim__learning_rate=1e23,
         optim__weight_decay=0,
@@ -191,14 +191,14 @@ def test_nothing_but_updates_that_overflow_ends_the_run(tmp_path):
     with pytest.raises(FloatingPointError) as stopped:
         overflowing_run(tmp_path / "skip", "skip", SteepAlways, Terminal(lines))
     assert re.fullmatch(
-        r"10 steps in a row, all since step 1, were skipped because they are not finite \(train.most_skipped=100\). In "
-        r"step 1, the first of 10, the update overflows \(loss and gradients are finite\): new parameters not finite "
+        r"8 steps in a row, all since step 1, were skipped because they are not finite \(5 are half of the run\). In "
+        r"step 1, the first of 8, the update overflows \(loss and gradients are finite\): new parameters not finite "
         r"in [\w., ]+. The parameters are those after step 0; there is no checkpoint. Lower .*",
         str(stopped.value),
     )
     (row,) = tiny.rows(tmp_path / "skip")
-    assert (row["loss"], row["grad_norm"], row["skipped_steps"]) == (None, None, 5)
-    assert "step 5/10  skipped 5  lr" in lines.getvalue()
+    assert (row["loss"], row["grad_norm"], row["skipped_steps"]) == (None, None, 4)
+    assert "step 4/10  skipped 4  lr" in lines.getvalue()
     with pytest.raises(FloatingPointError, match=r"^step 1: the update overflows .*conv.*Nothing was saved since"):
         overflowing_run(tmp_path / "stop", "stop", SteepAlways, tiny.quiet())
     assert not list((tmp_path / "stop" / "checkpoints").iterdir())

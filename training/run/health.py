@@ -74,19 +74,21 @@ def check(
     Args:
       step: how many steps have been taken or skipped.
       skip: whether bad steps are left out (`config.train.nonfinite`).
-      most_skipped: how many in a row end the run all the same; so does a whole run of them, if it is shorter.
+      most_skipped: how many in a row end the run all the same; half of the run does so where that is fewer.
       saved: the newest checkpoint.
 
     Raises:
       FloatingPointError: the run cannot go on; in one line, which step was the first, and what was not finite in it.
     """
     row, first = int(health["bad_in_a_row"]), int(health["first_bad_step"]) + 1
-    if not health["bad_steps"] or (skip and row < min(most_skipped, total_steps)):
+    most = min(most_skipped, (total_steps + 1) // 2)
+    if not health["bad_steps"] or (skip and row < most):
         return
     if skip:
+        bound = f"train.most_skipped={most_skipped}" if most == most_skipped else f"{most} are half of the run"
         head = (
             f"{row} steps in a row, all since step {step - row + 1}, were skipped because they are not finite "
-            f"(train.most_skipped={most_skipped}). In step {first}, the first of {int(health['bad_steps'])}, "
+            f"({bound}). In step {first}, the first of {int(health['bad_steps'])}, "
             f"{_what(health, group_names)}. The parameters are those after step {step - row}"
         )
         advice = "Lower optim.learning_rate or set optim.clip_norm"
