@@ -162,6 +162,7 @@ class SteepAlways(Steep):
 
 def overflowing_run(tmp_path, policy, kind, terminal):
     config = tiny.config(
+        **tiny.OWN_MODEL,
         **{"data.image_size": 8, "data.batch_size": 8, "data.train_transforms": "", "data.eval_transforms": ""},
         train__nonfinite=policy,
         train__steps=10,
@@ -235,6 +236,7 @@ def test_accumulation_takes_the_step_of_the_whole_batch(tmp_path):
 def test_a_run_with_an_optimizer_of_optax_resumes_bit_for_bit(tmp_path):
     config = tiny.config(
         **{"data.image_size": 8, "data.batch_size": 8, "data.train_transforms": "", "data.eval_transforms": ""},
+        **tiny.OWN_MODEL,
         optim__name="optax:adafactor",
         optim__options={"min_dim_size_to_factor": 3},
         optim__freeze=("gain",),
