@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from tasks.base import Chart
 from tasks.charts import COLOURS, HALF, percent, style, thousands
 from training.checkpoints import json_text
+from training.run import rows
 
 CURVE_TITLES = {
     "loss": "Loss",
@@ -48,11 +48,8 @@ summary { cursor: pointer; font-size: 20px; font-weight: 600; }
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`; none if there is no such file. A last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of `metrics.jsonl`; none if there is no such file. Lines that are damaged or cut off are left out."""
+    return rows.read(path)[0]
 
 
 def render(

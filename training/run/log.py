@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.checkpoints import json_text
-from training.checkpoints.whole import write_whole
+from training.run import rows
+from training.run.rows import Jsonl
+from training.run.tensorboard import TensorBoard, scalars
+
+__all__ = ["Jsonl", "Terminal", "Writers", "format_time"]
+
 
 LONG_SECONDS = 5.0
 
@@ -107,39 +110,26 @@ def _bar(done: int, total: int) -> str:
     return f"[{'#' * filled}{'.' * (20 - filled)}] "
 
 
-class Jsonl:
-    """A file of one JSON object a line that a resumed run continues: lines after its step are taken back."""
-
-    def __init__(self, path: Path, resume_step: int):
-        self.path = path
-        if path.exists():
-            kept = []
-            for line in path.read_text().splitlines(keepends=True):
-                # A line that a killed process left half written is the last one, and its step will be run again.
-                if line.endswith("\n") and json.loads(line)["step"] <= resume_step:
-                    kept.append(line)
-            write_whole(path, "".join(kept))
-        self._file = path.open("a", buffering=1)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Appends one object; a number that is not finite becomes null."""
-        self._file.write(json_text.text(row) + "\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
 class Writers:
-    """Sends rows of scalars to every log that the configuration asks for; only the first process writes."""
+    """Sends rows of scalars to every log that the configuration asks for; only the first process writes.
 
-    def __init__(self, folder: Path, log: Any, config: Mapping[str, Any], resume_step: int, primary: bool = True):
+    Args:
+      run_id: names the run of this workdir and no other, for Weights & Biases.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        log: Any,
+        config: Mapping[str, Any],
+        resume_step: int,
+        primary: bool = True,
+        run_id: str | None = None,
+    ):
         self._jsonl = Jsonl(folder / "metrics.jsonl", resume_step) if primary else None
         self._tensorboard = self._wandb = None
-        if primary and log.tensorboard:
-            import tensorboardX  # imported here because it costs 0.3 s that evaluation does not need
-
-            self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        if self._jsonl and log.tensorboard:
+            self._tensorboard = TensorBoard(folder / "tensorboard", self._jsonl.rows)
         if primary and log.wandb:
             try:
                 import wandb
@@ -149,7 +139,7 @@ class Writers:
                     f"it to ''"
                 ) from error
             self._wandb = wandb.init(
-                project=log.wandb, dir=str(folder), config=dict(config), resume="allow", id=folder.name
+                project=log.wandb, dir=str(folder), config=dict(config), resume="allow", id=run_id, name=folder.name
             )
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
@@ -157,17 +147,15 @@ class Writers:
         row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
         if self._jsonl:
             self._jsonl.write(row)
-        scalars = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+        numbers = scalars(kind, values)
         if self._tensorboard:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.write(step, numbers)
         if self._wandb:
-            self._wandb.log(scalars, step=step)
+            self._wandb.log(numbers, step=step)
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """What metrics.jsonl has of a step."""
-        lines = self._jsonl.path.read_text().splitlines() if self._jsonl else []
-        return [row for row in map(json.loads, lines) if row["step"] == step]
+        return [row for row in rows.read(self._jsonl.path)[0] if row["step"] == step] if self._jsonl else []
 
     def close(self) -> None:
         """Flushes everything."""

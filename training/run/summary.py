@@ -12,15 +12,19 @@ import numpy as np
 
 import configs
 from training.checkpoints import checkpoint, json_text
+from training.checkpoints.whole import set_aside
 from training.distributed import facts
 from training.run import evaluate
 from training.run.run import Run
 
 
 def completed(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
-    path = workdir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """The summary of a finished run, or None; also where it is damaged, as the run finds everything in it again."""
+    try:
+        found = json.loads((workdir / "summary.json").read_bytes())
+        return found if isinstance(found["step"], int) else None
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
+        return None
 
 
 def make(
@@ -51,4 +55,7 @@ def make(
 
 def write(workdir: Path, result: Mapping[str, Any]) -> None:
     """Writes the summary in one piece."""
-    json_text.write(workdir / "summary.json", result)
+    path = workdir / "summary.json"
+    if path.is_dir():
+        set_aside(path)
+    json_text.write(path, result)

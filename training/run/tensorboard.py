@@ -1,0 +1,62 @@
+"""Event files for TensorBoard that hold what `metrics.jsonl` holds, whatever happened to the run."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.checkpoints.whole import set_aside
+
+FLUSH_SECONDS = 5
+
+
+def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers of a row by the name that a plot of them has."""
+    return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+
+
+class TensorBoard:
+    """Writes scalars; a resumed run writes those of its rows anew, in place of the files of earlier processes.
+
+    These may lack what a killed process had not yet written, and hold steps that are taken again: only some readers
+    leave those out.
+
+    Args:
+      folder: of the event files; those in it are replaced.
+      rows: of `metrics.jsonl`, as far as they stay.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]]):
+        if folder.exists() and not folder.is_dir():
+            set_aside(folder)
+        old = list(folder.glob("events.out.tfevents.*"))
+        if old or rows:
+            # A viewer that has the old files in memory is told to forget them.
+            writer = _writer(folder, purge_step=0)
+            for row in rows:
+                values = {name: value for name, value in row.items() if name not in ("step", "kind", "time")}
+                for name, value in scalars(str(row.get("kind", "")), values).items():
+                    writer.add_scalar(name, value, row["step"], walltime=row.get("time"))
+            writer.close()  # all is in the file, before the old ones go
+        for file in old:
+            file.unlink(missing_ok=True)
+        self._writer = _writer(folder)
+
+    def write(self, step: int, values: Mapping[str, int | float]) -> None:
+        """Adds the scalars of a step; they reach the file within seconds."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes the rest and closes the file."""
+        self._writer.close()
+
+
+def _writer(folder: Path, **options: Any) -> Any:
+    import tensorboardX  # imported here because it costs 0.3 s that evaluation does not need
+
+    # Files are named by the second otherwise, and one of a quick restart would be written over.
+    suffix = f".{uuid.uuid4().hex[:8]}"
+    return tensorboardX.SummaryWriter(str(folder), filename_suffix=suffix, flush_secs=FLUSH_SECONDS, **options)
