@@ -3,8 +3,9 @@
     python train.py --config=configs/quickstart.py --workdir=runs/a --config.optim.learning_rate=3e-4
 
 The same command again continues where the run stopped, or says that it is complete; what was set on the command line
-the first time need not be repeated. Every key of the configuration can be set with --config.group.key=VALUE;
---print_config lists them with their meaning.
+the first time need not be repeated. --resume_from=WORKDIR[@STEP] begins a new workdir with the whole state of another
+run, under another configuration (docs/checkpoints.md). Every key of the configuration can be set with
+--config.group.key=VALUE; --print_config lists them with their meaning.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--workdir", metavar="FOLDER", help="folder of this run: checkpoints, logs, results (required)")
     parser.add_argument(
+        "--resume_from",
+        metavar="WORKDIR[@STEP]",
+        default="",
+        help="begin a new workdir with the whole state of another run; what was set on its command line stays in force",
+    )
+    parser.add_argument(
         "--print_config", action="store_true", help="print the configuration with the meaning of each key, and stop"
     )
     parser.add_argument("--dry_run", action="store_true", help="two steps and a short evaluation in a temporary folder")
@@ -46,6 +53,10 @@ def main(arguments: list[str]) -> int:
     if options.workdir:
         # What the run of this workdir was started with stays in force; other values are refused, key by key.
         overrides = {**workdir.overrides(Path(options.workdir)), **overrides}
+    if options.resume_from:
+        if options.dry_run or not options.workdir:
+            raise ValueError(f"--resume_from={options.resume_from}: needs --workdir=NEW, and is not for --dry_run")
+        overrides = {**workdir.inherited(options.resume_from, Path(options.workdir)), **overrides}
     config = configs.load(path, overrides)
     if options.print_config:
         command.start_jax("")
@@ -62,6 +73,7 @@ def main(arguments: list[str]) -> int:
         plan_report.command(config, topology, batches=not options.no_batch_search)
         return 0
     given = {f"config.{key}": value for key, value in configs.flat_values(config).items()}
+    given["--resume_from"] = options.resume_from
     launch = command.start_jax(config.log.cache_directory, options, given)
     from training.run import loop  # after start_jax, which sets what JAX reads once
 
@@ -79,7 +91,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if not options.workdir:
         raise ValueError("--workdir=FOLDER is missing, such as --workdir=runs/a")
-    loop.train(config, options.workdir, overrides=overrides, profile=options.profile)
+    loop.train(config, options.workdir, overrides=overrides, profile=options.profile, resume_from=options.resume_from)
     return 0
 
 

@@ -103,7 +103,10 @@ def candidates(path: str | os.PathLike[str], step: int | None) -> list[Path]:
 
 
 def read_state(
-    candidates: Sequence[Path], template: PyTree, shardings: PyTree[Sharding] | None = None
+    candidates: Sequence[Path],
+    template: PyTree,
+    shardings: PyTree[Sharding] | None = None,
+    parts: Sequence[str] | None = None,
 ) -> tuple[Path, PyTree, dict[str, Any]]:
     """The state in the first of some checkpoints that can be read, its place and metadata.
 
@@ -112,6 +115,7 @@ def read_state(
     Args:
       candidates: newest first.
       template, shardings: as for `training.checkpoints.checkpoint.Checkpointer.restore`, and so are the errors.
+      parts: the first components of names that the template has, where it lacks some of the file; None is all.
     """
     wanted, keys = layout.expected(template), layout.key_implementations(template)
     several = jax.process_count() > 1 and shardings is not None
@@ -119,11 +123,14 @@ def read_state(
 
     def read(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
         about = files.read_about(path)
+        if parts is not None:
+            for part in ("arrays", "keys"):
+                about[part] = {name: value for name, value in about[part].items() if name.split("/")[0] in parts}
         if different := layout.difference(about["arrays"], wanted):
             raise ValueError(f"checkpoint {path} does not fit this model: {different}")
         if about["keys"] != keys:
             raise ValueError(f"checkpoint {path} has random keys {about['keys']}, and this run {keys}")
-        return about, files.read_shards(path, about, places) if several else files.read_arrays(path, about)
+        return about, files.read_shards(path, about, places) if several else files.read_arrays(path, about, parts)
 
     def put(found: tuple[dict[str, Any], Mapping[str, Any]]) -> tuple[dict[str, Any], PyTree]:
         about, arrays = found
@@ -195,3 +202,8 @@ def _together(read: Callable[[Path], Any], path: Path) -> Any:
 def metadata_of(about: Mapping[str, Any]) -> dict[str, Any]:
     """What `save` was given with a checkpoint, and what it added."""
     return {**about["metadata"], **{name: about[name] for name in ("step", "saved_at", "versions", "metric")}}
+
+
+def describe(candidates: Sequence[Path]) -> dict[str, Any]:
+    """The metadata of the first of some checkpoints whose description can be read; errors as `first_readable`."""
+    return metadata_of(first_readable(candidates, files.read_about)[1])

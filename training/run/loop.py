@@ -25,9 +25,10 @@ from tasks.base import Task
 from training.checkpoints import checkpoint
 from training.distributed import hostread, mesh, processes
 from training.distributed.preemption import Preempted, Signals
-from training.run import began, compiling, evaluate, feeding, provenance, summary
+from training.run import began, branch, compiling, evaluate, feeding, provenance, summary
 from training.run import workdir as workdirs
 from training.run.health import check as check_health
+from training.run.lock import Lock
 from training.run.log import Jsonl, Terminal, Writers
 from training.run.run import Run, prepare
 from training.run.state import TrainState
@@ -58,6 +59,7 @@ def train(
     profile: bool = False,
     overrides: Mapping[str, Any] | None = None,
     most_eval_batches: int | None = None,
+    resume_from: str = "",
 ) -> dict[str, Any]:
     """Trains, or continues, the run of `config` in `workdir` and returns its summary.
 
@@ -69,6 +71,7 @@ def train(
       profile: write a profiler trace of a few steps to `workdir/profile`.
       overrides: what was set on the command line, noted for those who continue the run.
       most_eval_batches: evaluate on the first batches only (dry runs).
+      resume_from: `WORKDIR` or `WORKDIR@STEP` that a new run branches from (`training/run/branch.py`).
 
     Raises:
       ValueError, OSError: the run cannot work, or belongs to another configuration.
@@ -76,8 +79,15 @@ def train(
       Preempted: SIGTERM or SIGINT came; the state has been saved.
     """
     workdir, terminal = Path(workdir), terminal or Terminal(quiet=not processes.is_first())
-    workdirs.check(workdir, config)
-    if (done := summary.completed(workdir)) is not None:
+    continuation = branch.Continuation(
+        changes=workdirs.check(workdir, config),
+        source=branch.find(workdir, resume_from),
+        done=summary.completed(workdir),
+    )
+    own = workdirs.has_checkpoints(workdir)
+    if continuation.source and not own:
+        continuation.source.check(config)
+    if (done := continuation.done) is not None and not continuation.longer:
         terminal.say(
             f"{workdir}: complete at step {done['step']}; see {workdir / 'summary.json'} (another workdir starts anew)"
         )
@@ -90,7 +100,13 @@ def train(
         with signals.at_once(NOTHING_TO_SAVE):
             first = began.read(workdir)
             source = (sources or {}).get("train")
-            run = prepare(config, task=task, source=source, examples=first.examples if first else None)
+            run = prepare(
+                config,
+                task=task,
+                source=source,
+                examples=first.examples if first else None,
+                begins=not (own or continuation.source),
+            )
             for note in began.changes(first, run, f"--workdir={workdir}") if first else ():
                 terminal.say(note)
             sets = evaluate.open_sets(config, sources)
@@ -99,7 +115,7 @@ def train(
                 feeding.check(config, source, spec, training=False)
             for note in evaluate.check_classes(run.task, sets):
                 terminal.say(note)
-            session = Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches, signals)
+            session = Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches, signals, continuation)
         with session:
             return session.run_steps(profile)
 
@@ -116,9 +132,10 @@ class Session:
         overrides: Mapping[str, Any],
         most_eval_batches: int | None,
         signals: Signals,
+        continuation: branch.Continuation,
     ):
         self.run, self.workdir, self.sets, self.terminal = run, workdir, sets, terminal
-        self.most_eval_batches, self.signals = most_eval_batches, signals
+        self.most_eval_batches, self.signals, self.continuation = most_eval_batches, signals, continuation
         self.primary = processes.is_first()
         config = run.config
         self.log_every, self.eval_every, self.save_every = (
@@ -133,6 +150,7 @@ class Session:
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"--workdir={workdir}: cannot be made: {error.strerror}") from error
+        self.lock = Lock(workdir) if self.primary else None
         processes.check_shared(workdir, f"--workdir={workdir}")
         best, mode = run.task.best_metric
         self.checkpoints = checkpoint.Checkpointer(
@@ -145,16 +163,20 @@ class Session:
         self.best_metric = best
         self.state = self._restore_or_start()
         self.step = self.first_step = int(hostread.read(self.state.step))
+        continuation.check_length(run, workdir, self.step)
+        run_id = None
         if self.primary:
             # Only now: a workdir that cannot be continued stays as it is.
-            workdirs.begin(workdir, config, overrides)
+            run_id = continuation.begin(run, workdir, overrides, self.step, terminal)
             began.note(workdir, run)
         self.skipped_steps = 0  # as far as the host has read
         self.eval_results: dict[str, Any] = {}
         self.eval_failures: dict[str, str] = {}  # of the sets that have no results
-        self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary)
+        self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary, run_id)
         name = "examples.jsonl" if self.primary else f"examples-{jax.process_index()}.jsonl"
         self.example_ids = Jsonl(workdir / name, self.step) if config.log.example_ids else None
+        if self.checkpoints.latest() is None and continuation.origin:
+            self._save()  # so that the source is needed no more
 
     def _restore_or_start(self) -> TrainState:
         newest = self.checkpoints.latest()
@@ -165,7 +187,9 @@ class Session:
             )
             began.check_labels(metadata["info"], self.run.source.info, f"{self.workdir} step {metadata['step']}")
             self.terminal.say(f"resuming {self.workdir} from step {metadata['step']}")
-            return TrainState(**restored)
+            return self.continuation.resumed(self.run, TrainState(**restored), metadata)
+        if self.continuation.source:
+            return self.continuation.branched(self.run, self.terminal)
         return self.run.initial_state()
 
     def run_steps(self, profile: bool) -> dict[str, Any]:
@@ -365,7 +389,8 @@ class Session:
 
     def _save(self) -> None:
         self._check_health(hostread.read(self.state.health))
-        self.checkpoints.save(self.step, self.state.as_dict(), provenance.metadata(self.run, self.step))
+        metadata = provenance.metadata(self.run, self.step) | {"branched_from": self.continuation.origin}
+        self.checkpoints.save(self.step, self.state.as_dict(), metadata)
 
     def _finish(self, window: _Window) -> dict[str, Any]:
         self.checkpoints.wait()
@@ -396,6 +421,8 @@ class Session:
         # An error on its way out says more than what follows from it.
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
             self.checkpoints.close()
+        if self.lock:
+            self.lock.close()
 
 
 class _Window:

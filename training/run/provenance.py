@@ -23,6 +23,7 @@ def metadata(run: Run, step: int) -> dict[str, Any]:
         "step": step,
         "config": configs.as_dict(run.config),
         "config_hash": configs.digest(run.config),
+        "learning_rate": float(run.learning_rate(step)),  # of the next step
         "data": {"position": step * run.config.data.batch_size, "seed": run.config.seed},
         "info": dataclasses.asdict(run.source.info),
         **({"outside": outside} if outside else {}),

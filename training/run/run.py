@@ -80,6 +80,7 @@ def prepare(
     source: data.Source | None = None,
     devices: Sequence[jax.Device] | None = None,
     examples: int | None = None,
+    begins: bool = True,
 ) -> Run:
     """Builds task, model shapes, optimizer, mesh and the jitted step.
 
@@ -89,6 +90,8 @@ def prepare(
       devices: in place of those of this process. Where they are those of a described topology, which can be compiled
         for and not run on, `partner_arrays` are shapes.
       examples: in an epoch, by which lengths of this run are counted; None for those of the source.
+      begins: whether the run begins here. One that goes on from a state of its own needs nothing of
+        `config.model.init_from`, which may be gone.
 
     Raises:
       ValueError, FileNotFoundError: something in the configuration cannot work; the message says which key.
@@ -138,7 +141,8 @@ def prepare(
 
     which = config.model.init_weights
     if config.model.init_from:
-        initial.find(config.model.init_from)  # a missing one is said now
+        if begins:
+            initial.find(config.model.init_from)  # a missing one is said now
     elif which != initial.AUTO:
         raise ValueError(f"config.model.init_weights={which}: needs config.model.init_from")
 

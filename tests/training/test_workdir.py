@@ -1,0 +1,184 @@
+"""The folder of a run: held by one run at a time, continued whatever happened to its logs, which agree."""
+
+import json
+import os
+import signal
+import struct
+import sys
+import time
+from types import SimpleNamespace
+
+import commands
+import pytest
+import tiny
+from tensorboardX.proto import event_pb2
+
+from training.distributed.preemption import Signals
+from training.run import branch, lock, loop, rows, summary, workdir
+from training.run.log import Writers
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from training.run.lock import Lock
+held = Lock(Path(sys.argv[1]))
+Path(sys.argv[1], "held").touch()
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    for name in ("SECONDS_HERE", "SECONDS_ELSEWHERE"):
+        monkeypatch.setattr(lock, name, 0.3)
+
+
+def wait_for(path, child):
+    while not path.exists():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
+
+
+def test_two_runs_in_one_workdir_are_refused_and_a_killed_one_is_not_in_the_way(tmp_path, impatient):
+    child = commands.Child([HOLD, tmp_path])
+    try:
+        wait_for(tmp_path / "held", child)
+        before = json.loads((tmp_path / "lock").read_text())
+        with pytest.raises(lock.WorkdirInUse, match=rf"another run works here \(process {child.pid} on \S+, since 20"):
+            loop.train(tiny.config(), tmp_path, terminal=tiny.quiet())
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "lock"]
+        assert json.loads((tmp_path / "lock").read_text()) == before
+        child.send_signal(signal.SIGKILL)
+        child.wait(10)
+        lock.Lock(tmp_path).close()
+    finally:
+        child.communicate()
+
+
+def test_a_run_gives_its_lock_up(tmp_path):
+    run, sets = loop.prepare(tiny.config()), {}
+    with loop.Session(run, tmp_path, sets, tiny.quiet(), {}, None, Signals(), branch.Continuation([], None, None)):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert (tmp_path / "lock").read_text() == ""
+    done = commands.run([HOLD.replace("time.sleep(60)", ""), tmp_path])
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_locks_a_living_process_of_this_machine_is_found(tmp_path, monkeypatch, impatient, capfd):
+    def refuse(file, how):
+        raise OSError(lock.errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuse)
+    parent = {**lock._self(), "pid": os.getppid(), "began": lock._began(os.getppid())}
+    (tmp_path / "lock").write_text(json.dumps(parent))
+    with pytest.raises(lock.WorkdirInUse, match=f"process {os.getppid()} on"):
+        lock.Lock(tmp_path)
+    for gone in ({**parent, "began": 1}, {**parent, "pid": 2**22 + 1}, {**parent, "host": "elsewhere"}, "garbage"):
+        (tmp_path / "lock").write_text(json.dumps(gone))
+        lock.Lock(tmp_path).close()
+        assert "has no locks" in capfd.readouterr().err
+
+
+def row(step, **values):
+    return {"step": step, "kind": "train", "time": 1.5 + step, **values}
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept", "aside"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), [1], False),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), [1], False),
+        (lambda path: path.write_bytes(b"\xff\x00\n\n[1]\n{}\n" + path.read_bytes()), [1, 2], True),
+        (lambda path: path.write_bytes(os.urandom(3000) + b"\n"), [], True),
+        (lambda path: (path.unlink(), path.mkdir()), [], True),
+        (lambda path: path.unlink(), [], False),
+    ],
+)
+def test_a_damaged_file_of_rows_never_stops_a_resume(tmp_path, capfd, damage, kept, aside):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row(step)) + "\n" for step in (1, 2, 3)))
+    damage_of_last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(damage_of_last[:2]))
+    damage(path)
+    assert [found["step"] for found in rows.read(path)[0]] == kept
+    file = rows.Jsonl(path, resume_step=2)
+    file.write(row(3))
+    file.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*kept, 3]
+    assert (tmp_path / "metrics.jsonl.damaged").exists() == aside
+    assert capfd.readouterr().err.count("\n") == aside
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"step": 4', b"\xff\xfe", b"[]", b"{}", None])
+def test_a_damaged_summary_is_written_again(tmp_path, damage):
+    path = tmp_path / "summary.json"
+    path.mkdir() if damage is None else path.write_bytes(damage)
+    assert summary.completed(tmp_path) is None
+    summary.write(tmp_path, {"step": 4})
+    assert summary.completed(tmp_path) == {"step": 4}
+
+
+def test_a_damaged_record_is_said_and_replaced(tmp_path, capfd):
+    first = workdir.begin(tmp_path, tiny.config(), {})
+    assert workdir.begin(tmp_path, tiny.config(), {}) == first
+    (tmp_path / "run.json").write_text("{")
+    assert workdir.begin(tmp_path, tiny.config(), {}) != first
+    assert capfd.readouterr().err == f"{tmp_path / 'run.json'}: damaged; the run gets a new id\n"
+
+
+def events(folder):
+    """`(step, name, value)` of all event files, as a reader finds them that knows nothing of restarts."""
+    found = []
+    for file in folder.glob("events.*"):
+        content, place = file.read_bytes(), 0
+        while place < len(content):
+            length = struct.unpack_from("<Q", content, place)[0]
+            event = event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            place += length + 16
+    return sorted(found)
+
+
+def scalars(path):
+    return sorted(
+        (found["step"], f"{found['kind']}/{name}", value)
+        for found in rows.read(path)[0]
+        for name, value in found.items()
+        if name not in ("step", "kind", "time") and isinstance(value, int | float)
+    )
+
+
+def log(**values):
+    return SimpleNamespace(**{"tensorboard": True, "wandb": "", **values})
+
+
+def test_tensorboard_has_what_the_rows_have(tmp_path):
+    """Also after a kill, that nothing reached the event file before, and when the run goes on from an earlier step."""
+    for resume_step, steps in ((0, (1, 2, 3)), (2, (3, 4)), (3, (4, 5)), (1, (2,))):
+        writers = Writers(tmp_path, log(), {}, resume_step)
+        for step in steps:
+            writers.write(step, "train", {"loss": step / 4 + resume_step, "note": "text", "missing": None})
+            writers.write(step, "eval/test", {"top1": 0.5})
+        writers.close()
+        assert events(tmp_path / "tensorboard") == scalars(tmp_path / "metrics.jsonl")
+        assert len(events(tmp_path / "tensorboard")) == 2 * steps[-1]
+        if resume_step == 2:
+            for file in (tmp_path / "tensorboard").iterdir():
+                os.truncate(file, 60)
+    (tmp_path / "metrics.jsonl").unlink()
+    Writers(tmp_path, log(), {}, 2).close()
+    assert events(tmp_path / "tensorboard") == []
+
+
+def test_ids_at_weights_and_biases_are_those_of_workdirs(tmp_path, monkeypatch):
+    begun = []
+    run = SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: (begun.append(given["id"]), run)[1]))
+    for name in ("one/run", "two/run", "one/run"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        run_id = workdir.begin(folder, tiny.config(), {})
+        Writers(folder, log(wandb="project", tensorboard=False), {}, 0, run_id=run_id).close()
+    assert begun[0] == begun[2] != begun[1]
+    (tmp_path / "old" / "wandb").mkdir(parents=True)
+    assert workdir.begin(tmp_path / "old", tiny.config(), {}) == "old", "runs of before keep the name they had"
