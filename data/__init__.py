@@ -1,9 +1,10 @@
 """Data sets as records of typed fields, transforms, and streams that are pure functions of (seed, position)."""
 
 from data.catalog import open_source, register_source
+from data.evaluation import EvalBatches, EvalPass, EvalPool, eval_batches, eval_pass
 from data.pixels import Reading
 from data.source import ArraySource, EncodedImage, ExampleError, Info, Record, Source
-from data.stream import EvalBatches, TrainStream, eval_batches, train_stream
+from data.stream import TrainStream, train_stream
 from data.transforms import TRANSFORMS, Pipeline, parse_transforms
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "ArraySource",
     "EncodedImage",
     "EvalBatches",
+    "EvalPass",
+    "EvalPool",
     "ExampleError",
     "Info",
     "Pipeline",
@@ -19,6 +22,7 @@ __all__ = [
     "Source",
     "TrainStream",
     "eval_batches",
+    "eval_pass",
     "open_source",
     "parse_transforms",
     "register_source",

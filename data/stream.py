@@ -1,4 +1,4 @@
-"""Batches for training and evaluation: Grain runs the threads, worker processes and prefetching.
+"""Batches for training, and what those for evaluation share: Grain runs the threads, worker processes and prefetching.
 
 The unit of work is a chunk, a part of one process's share of one global batch. A chunk is made whole by one thread of
 one worker from nothing but its number, so how many threads, workers or processes there are cannot change what is made.
@@ -18,7 +18,7 @@ from data.names import unknown
 from data.position import ON_ERROR, Loader
 from data.source import Record, Source
 from data.transforms import Pipeline, Statistics, parse_transforms
-from data.workers import WorkerGuard
+from data.workers import WorkerGuard, free_memory
 
 Batch = dict[str, np.ndarray]
 CHUNK_EXAMPLES = 32
@@ -40,7 +40,7 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class _Share:
+class Share:
     """One process's share of every global batch, and how it is cut into chunks."""
 
     batch_size: int  # of the global batch
@@ -60,7 +60,7 @@ class _TrainChunk:
     """Makes chunk `number` of a process's training batches."""
 
     loader: Loader
-    share: _Share
+    share: Share
     position: int
     repeats: int
 
@@ -69,46 +69,14 @@ class _TrainChunk:
         return stack([record for record, _ in results]), [problem for _, problem in results if problem]
 
 
-@dataclass(frozen=True)
-class _EvalChunk:
-    """Makes chunk `number` of a process's evaluation batches; past the end, examples come again with `valid` 0."""
+class Chunks:
+    """`make(0)`, `make(1)`, ... in order, made ahead by threads and worker processes until `close()` ends them."""
 
-    loader: Loader
-    share: _Share
-
-    def __call__(self, number: int) -> tuple[Batch, list[str]]:
-        examples = len(self.loader.source)
-        records, problems = [], []
-        for place in self.share.places(number):
-            record, problem = self.loader.evaluation(place % examples)
-            records.append({**record, "valid": np.float32(place < examples and problem is None)})
-            if problem and place < examples:
-                problems.append(problem)
-        return stack(records), problems
-
-
-class BatchIterator:
-    """Batches of one process, as dicts of arrays [share of the batch, ...].
-
-    `stats` counts examples that could not be used; `close()` ends threads and workers, and a `with` block does it too.
-    """
-
-    def __init__(
-        self,
-        make_chunk: Callable[[int], tuple[Batch, list[str]]],
-        steps: int,
-        share: _Share,
-        *,
-        workers: int,
-        threads: int,
-        prefetch: int,
-    ):
-        self.stats = Stats()
-        self._share = share
-        chunks = grain.MapDataset.range(steps * share.chunks).map(make_chunk)
-        ahead = prefetch * share.chunks
+    def __init__(self, make: Callable[[int], tuple[Batch, Any]], count: int, *, workers: int, threads: int, ahead: int):
+        chunks = grain.MapDataset.range(count).map(make)
         if workers:
             ahead = -(-ahead // workers)
+        threads = min(threads, ahead)  # Grain warns of more: they would have nothing to do
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
         dataset = chunks.to_iter_dataset(options)
         self._guard = WorkerGuard(workers) if workers else None
@@ -118,59 +86,57 @@ class BatchIterator:
         self._chunks = [iter(dataset)]
         self._finish = weakref.finalize(self, _close, self._chunks)
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Batch:
+    def __next__(self) -> tuple[Batch, Any]:
         if not self._chunks:
             raise ValueError("this stream of batches is closed")
-        chunks, parts = self._chunks[0], []
-        for _ in range(self._share.chunks):
-            batch, messages = self._guard.next(chunks) if self._guard else next(chunks)
-            self.stats.add(messages)
-            parts.append(batch)
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return self._guard.next(self._chunks[0]) if self._guard else next(self._chunks[0])
 
     def close(self) -> None:
         """Ends threads and worker processes and frees what they hold; safe to call twice."""
         self._finish()
+
+
+def _close(chunks: list[grain.DatasetIterator]) -> None:
+    while chunks:
+        chunks.pop().close()
+        free_memory()
+
+
+class TrainStream:
+    """An endless iterator over the batches of one process, as dicts of arrays [share of the batch, ...].
+
+    `position` is that of the next batch, the only state there is; `stats` counts examples that could not be used;
+    `close()` ends threads and workers, and a `with` block does it too.
+    """
+
+    def __init__(
+        self, make_chunk: _TrainChunk, share: Share, *, position: int, workers: int, threads: int, prefetch: int
+    ):
+        self.position, self.stats, self._share = position, Stats(), share
+        ahead = prefetch * share.chunks
+        self._chunks = Chunks(make_chunk, ENDLESS * share.chunks, workers=workers, threads=threads, ahead=ahead)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        parts = []
+        for _ in range(self._share.chunks):
+            batch, messages = next(self._chunks)
+            self.stats.add(messages)
+            parts.append(batch)
+        self.position += self._share.batch_size
+        return joined(parts)
+
+    def close(self) -> None:
+        """Ends threads and worker processes and frees what they hold; safe to call twice."""
+        self._chunks.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _close(chunks: list[grain.DatasetIterator]) -> None:
-    while chunks:
-        chunks.pop().close()
-
-
-class TrainStream(BatchIterator):
-    """An endless stream; `position` is that of the next batch, the only state there is."""
-
-    def __init__(self, *arguments: Any, position: int, **options: Any):
-        super().__init__(*arguments, **options)
-        self.position = position
-
-    def __next__(self) -> Batch:
-        batch = super().__next__()
-        self.position += self._share.batch_size
-        return batch
-
-
-class EvalBatches(BatchIterator):
-    """One pass over a source; `len` is the number of batches, the same in every process."""
-
-    def __init__(self, make_chunk: _EvalChunk, steps: int, *arguments: Any, **options: Any):
-        super().__init__(make_chunk, steps, *arguments, **options)
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return self._steps
 
 
 def train_stream(
@@ -205,42 +171,19 @@ def train_stream(
         repeats: how often each example comes, augmented anew (repeated augmentation, arXiv:1902.05509; DeiT: 3).
         mean, std: of pixel values between 0 and 1, one number or one for each channel, for `normalize`.
     """
-    loader = _loader(source, transforms, seed, on_error, mean, std)
-    share = _share(batch_size, rows)
+    loader = loader_of(source, transforms, seed, on_error, mean, std)
+    share = share_of(batch_size, rows)
     for name, value, least in (("position", position, 0), ("data.repeats", repeats, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     make = _TrainChunk(loader, share, position, repeats)
-    return TrainStream(make, ENDLESS, share, workers=workers, threads=threads, prefetch=prefetch, position=position)
+    return TrainStream(make, share, workers=workers, threads=threads, prefetch=prefetch, position=position)
 
 
-def eval_batches(
-    source: Source,
-    *,
-    transforms: str | Pipeline,
-    batch_size: int,
-    rows: Sequence[int] | None = None,
-    workers: int = 0,
-    threads: int = 2,
-    prefetch: int = 2,
-    on_error: str = "raise",
-    mean: Statistics = 0.5,
-    std: Statistics = 0.5,
-) -> EvalBatches:
-    """Every example once, in order, for evaluation; arguments as for `train_stream`.
-
-    Batches carry `valid` float32 [B]: 0 for what fills the last batch, and for an example that could not be used where
-    `on_error` is "replace". Every process makes the same number of steps.
-    """
-    loader = _loader(source, transforms, 0, on_error, mean, std)
-    share = _share(batch_size, rows)
-    steps = -(-len(source) // batch_size)
-    return EvalBatches(_EvalChunk(loader, share), steps, share, workers=workers, threads=threads, prefetch=prefetch)
-
-
-def _loader(
+def loader_of(
     source: Source, transforms: str | Pipeline, seed: int, on_error: str, mean: Statistics, std: Statistics
 ) -> Loader:
+    """What makes single examples, with its arguments checked."""
     if on_error not in ON_ERROR:
         raise ValueError(unknown("data.on_error", on_error, ON_ERROR))
     if not len(source):
@@ -250,13 +193,19 @@ def _loader(
     return Loader(source, pipeline, seed, on_error)
 
 
-def _share(batch_size: int, rows: Sequence[int] | None) -> _Share:
+def share_of(batch_size: int, rows: Sequence[int] | None) -> Share:
+    """The rows of this process, checked."""
     if batch_size < 1:
         raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
     chosen = tuple(range(batch_size)) if rows is None else tuple(map(int, rows))
     if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < batch_size:
         raise ValueError(f"rows must be distinct, ascending and in 0..{batch_size - 1}, got {chosen[:4]}...")
-    return _Share(batch_size, chosen, chunks=-(-len(chosen) // CHUNK_EXAMPLES))
+    return Share(batch_size, chosen, chunks=-(-len(chosen) // CHUNK_EXAMPLES))
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """One batch of its chunks."""
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def stack(records: list[Record]) -> Batch:

@@ -14,6 +14,7 @@ from typing import Any
 
 import grain
 from absl import flags
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from errors import WorkerLost
 
@@ -42,7 +43,7 @@ class WorkerGuard:
         return dataset.mp_prefetch(spread, worker_init_fn=_start_worker)
 
     def next(self, iterator: grain.DatasetIterator) -> Any:
-        """`next(iterator)`. Raises WorkerLost, which names the worker, if one was killed or crashed."""
+        """`next(iterator)`: a batch and more. Raises WorkerLost, which names the worker that was killed or crashed."""
         try:
             element = next(iterator)
         except RuntimeError as error:
@@ -53,6 +54,7 @@ class WorkerGuard:
             raise
         if len(self._processes) < self._workers:
             self._meet_workers()
+        _take(element[0])
         return element
 
     def _meet_workers(self) -> None:
@@ -60,6 +62,25 @@ class WorkerGuard:
         for process in multiprocessing.active_children():
             if process.name.startswith(GRAIN_PROCESS_NAME):
                 self._processes.setdefault(process.pid or 0, process)
+
+
+def free_memory() -> None:
+    """Waits until the shared memory of arrays that nobody took is free: Grain frees it in a thread, which the end of
+    the process would cut off, and Python would complain.
+    """
+    pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
+    if pool is not None:
+        pool.apply(int)  # its one thread takes what it is given in order
+
+
+def _take(batch: dict[str, Any]) -> None:
+    """Takes the names of a batch's shared memory away: it is free as soon as the arrays are gone, however this process
+    ends, and a batch that is still on its way to a device then is no leak to complain of.
+    """
+    for array in batch.values():
+        if isinstance(array, SharedMemoryArray) and array._unlink_on_del:
+            array._unlink_on_del = False
+            array.shm.unlink()
 
 
 def _fate(exitcode: int) -> str:

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 import data
+from data import evaluation
 from data.position import TABLE_EXAMPLES, example_at
+from data.stream import Chunks
 
 TRANSFORMS = "random_resized_crop(12)|flip|randaugment(2, 9)|color_jitter(0.3)|normalize|erase(0.5)"
 BATCH = 24
@@ -166,6 +168,44 @@ def test_evaluation_sees_every_example_once_in_equally_many_steps(source, proces
     assert sorted(seen) == list(range(70))
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_several_sets_are_evaluated_again_and_again_by_the_same_workers(source, threads, monkeypatch):
+    """Blanks keep the rounds apart; what breaks off, or comes in another order, costs a new start and nothing else."""
+    starts = []
+    monkeypatch.setattr(evaluation, "Chunks", lambda *given, **named: starts.append(1) or Chunks(*given, **named))
+    options = {"transforms": "random_resized_crop(8)|normalize", "batch_size": 16}
+    other = data.open_source("synthetic:classes=5,examples=70,size=16", "train[:20]")
+    alone = [joined(list(data.eval_batches(part, **options))) for part in (source, other)]
+    starts.clear()
+    pool = data.EvalPool([data.eval_pass(part, **options) for part in (source, other)], threads=threads, prefetch=3)
+    for number in (0, 1, 0, 1, 0, 1):
+        assert_same(joined(list(pool.run(number))), alone[number])
+    assert len(starts) == 1
+    next(pool.run(0))
+    for number in (1, 0, 0, 1):
+        assert_same(joined(list(pool.run(number))), alone[number])
+    pool.close()
+    assert_same(joined(list(pool.run(1))), alone[1])
+    pool.close()
+
+
+def test_a_set_that_breaks_off_leaves_the_others_as_they_are(source, broken):
+    options = {"transforms": "resize(8)|normalize", "batch_size": 16}
+    pool = data.EvalPool([data.eval_pass(part, **options) for part in (broken, source)])
+    for _ in range(2):
+        with pytest.raises(data.ExampleError, match="cannot decode image"):
+            list(pool.run(0))
+        assert_same(joined(list(pool.run(1))), joined(list(data.eval_batches(source, **options))))
+    pool.close()
+
+
+def test_an_endless_pass_begins_again_and_all_of_it_counts(source):
+    with data.eval_batches(source, transforms="resize(8)", batch_size=40, endless=True) as batches:
+        whole = joined([next(batches) for _ in range(5)])
+    np.testing.assert_array_equal(whole["index"], np.arange(200) % 70)
+    assert whole["valid"].all()
+
+
 # Bad examples
 
 
@@ -205,6 +245,9 @@ def test_a_corrupt_image_is_masked_in_evaluation(broken):
     with data.eval_batches(broken, transforms="normalize", batch_size=8, on_error="replace") as batches:
         valid = joined(list(batches))
         assert batches.stats.replaced == 2
+    bad = [index for index in range(20) if broken.describe(index).endswith(("/4.png", "/7.png"))]
+    assert sorted(batches.left_out) == bad
+    assert all(broken.describe(index) in why for index, why in batches.left_out.items())
     assert valid["valid"].sum() == 18
 
 
