@@ -154,8 +154,12 @@ def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None,
     for note in [*notes, *evaluate.check_classes(model.task, sets)]:
         if processes.is_first():
             print(note, file=sys.stderr)
-    found = {label: model.evaluate(source) for label, source in sets.items()}
+    sets = {label: evaluate.in_classes_of(model.task, source) for label, source in sets.items()}
+    found = model.evaluate_sets(sets)
     print(results.table(found, model.task.columns))
+    for label, source in sets.items():
+        if note := evaluate.left_out(found[label], source):
+            print(f"{label}: {note}")
     if output is not None:
         with preemption.finishing():  # a result is all of its files
             for file in results.write(output, model, sets, found, Path(run) if run else None):

@@ -179,7 +179,8 @@ class Task:
             afterwards.
           batch: named arrays, `[B, ...]`.
           train: whether dropout, drop path and batch statistics are on.
-          key: randomness of this call; None in evaluation.
+          key: randomness of this call; in evaluation one key for each example, `[B]`, so that what is drawn by
+            `jax.vmap` over them does not depend on the batch.
           partners: what `partners` returned.
 
         Returns:
@@ -196,7 +197,10 @@ class Task:
         raise NotImplementedError
 
     def generate(self, model: nnx.Module, batch: Batch, key: jax.Array, partners: Partners) -> dict[str, jax.Array]:
-        """Samples from a generative model given the conditions in the batch: named arrays, each `[B, ...]`."""
+        """Samples from a generative model given the conditions in the batch: named arrays, each `[B, ...]`.
+
+        `key` `[B]` has one for each sample: `jax.vmap(lambda own: jax.random.normal(own, (8,)))(key)`.
+        """
         raise ValueError(f"task {type(self).__name__} does not generate; tasks that do override Task.generate")
 
     # Measuring --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -18,11 +20,12 @@ import configs
 import data
 import eval as eval_command
 import models
-from tasks import base
+from tasks import base, metrics
 from training.checkpoints import checkpoint
 from training.distributed import hostread
-from training.evaluation import results, trained
+from training.evaluation import generate, results, trained
 from training.run import command, evaluate, loop
+from training.run.log import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 SYNTHETIC = "synthetic:classes=6,examples=50,size=16"
@@ -188,6 +191,111 @@ def test_what_to_know_of_evaluation_sets_is_said(tmp_path):
     assert evaluate.notes(tiny.config(), evaluate.open_sets(tiny.config())) == []
 
 
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """Eight images of six classes, of which two cannot be read."""
+    folder = tmp_path_factory.mktemp("broken")
+    for index in range(8):
+        path = folder / "test" / f"grating {index % 6}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (30 * index, 0, 0)).save(path)
+        if index in (2, 7):
+            path.write_bytes(b"x")
+    return folder
+
+
+def test_what_is_left_out_is_said_everywhere(workdir, broken, tmp_path, capsys):
+    place = [f"--config.data.name=folder:{broken}", "--config.data.on_error=replace", "--config.eval.batch_size=3"]
+    assert run("--workdir", workdir, *place, "--output", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].split()[-1] == "left_out"
+    assert said.splitlines()[1].split()[-1] == "2"
+    assert re.search(
+        r"test: 2 of 8 examples left out \(config.data.on_error=replace\), the first: cannot decode .*png", said
+    )
+    found = json.loads((tmp_path / "test.json").read_text())
+    assert (found["examples"], found["results"]["left_out"]) == (6, 2)
+    assert sorted(Path(why.split(": ")[0]).name for why in found["results"]["left_out_reasons"]) == ["2.png", "7.png"]
+    assert np.sum(found["results"]["confusion"]) == 6
+    report = (tmp_path / "report.html").read_text()
+    assert "test: 6 of 8 examples" in report
+    assert "2.png: not an image" in report
+
+
+def test_images_without_a_prediction_have_a_line_that_says_why(workdir, broken, tmp_path, capsys):
+    options = ["--config.data.on_error=replace", f"--predict={broken}", "--config.eval.batch_size=3"]
+    assert run("--workdir", workdir, *options, "--output", tmp_path) == 0
+    assert "2 of 8 images left out" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert {Path(row["file"]).name for row in rows if row["left_out"]} == {"2.png", "7.png"}
+    assert [row["file"] for row in rows] == sorted(row["file"] for row in rows)
+    assert all(row["file"] in row["left_out"] for row in rows if row["left_out"])
+    assert all(bool(row["class"]) != bool(row["left_out"]) for row in rows)
+    assert len(rows) == 8
+
+
+def test_a_run_says_what_its_evaluation_left_out(broken, tmp_path, capsys):
+    train = tmp_path / "data"
+    shutil.copytree(broken / "test", train / "train")
+    shutil.copytree(broken / "test", train / "test")
+    config = tiny.config(data__name=f"folder:{train}", data__on_error="replace", data__batch_size=8, train__steps=1)
+    result = loop.train(config, tmp_path / "run", terminal=Terminal())
+    said = capsys.readouterr().out
+    assert "step 1 eval test: 2 of 8 examples left out (config.data.on_error=replace), the first: cannot decode" in said
+    assert "2 training examples were replaced" in said
+    assert result["metrics"]["test"]["left_out"] == 2
+    assert result["data_replaced"] == 2
+    assert tiny.rows(tmp_path / "run", "eval/test")[0]["left_out"] == 2
+
+
+def test_another_image_size_than_in_training(workdir, tmp_path, capsys):
+    """Positions are resampled; where only the transforms change, it is said."""
+    assert run("--workdir", workdir, "--config.data.image_size=32", "--output", tmp_path) == 0
+    assert "positions resampled from 2 x 2 to 4 x 4" in (said := capsys.readouterr().err)
+    assert "is 16x16 after config.data.eval_transforms, where config.data.image_size asks for 32x32" in said
+    options = ["--config.data.image_size=32", "--config.data.eval_transforms=resize({size})|normalize"]
+    assert run("--workdir", workdir, *options, "--output", tmp_path) == 0
+    assert "where config.data.image_size" not in capsys.readouterr().err
+
+
+class Drawing(tiny_tasks.MeanBrightness):
+    """Everything random there is, in an evaluation and in samples."""
+
+    def forward(self, model, batch, *, train, key, partners):
+        return {"draw": jax.vmap(jax.random.uniform)(key)}
+
+    def metrics(self):
+        return {"draw": metrics.mean(lambda outputs, batch: outputs["draw"])}
+
+    def predictions(self, outputs, batch):
+        return outputs
+
+    def generate(self, model, batch, key, partners):
+        return {"sample": jax.vmap(lambda own: jax.random.normal(own, 2))(key)}
+
+
+def test_draws_belong_to_the_example_and_not_to_the_batch(monkeypatch, tmp_path):
+    monkeypatch.setitem(base._REGISTRY, "drawing", Drawing)
+    source = data.open_source(SYNTHETIC, "train[:20]")
+    found = []
+    for size in (8, 5):
+        config = tiny.config(data__name=SYNTHETIC, task__name="drawing", eval__batch_size=size)
+        model = trained.load(None, config, info=source.info)
+        draws = list(model.evaluator.predict({}, {}, source))
+        samples = generate.generate(model, source, 23, tmp_path / f"{size}.npz")
+        found.append((model.evaluate(source), np.concatenate([part["draw"] for part in draws]), np.load(samples)))
+    (first, draws, samples), (second, other, others) = found
+    np.testing.assert_array_equal(draws, other)
+    assert len(np.unique(draws)) == 20
+    assert first["draw"] == pytest.approx(draws.mean(), rel=1e-6)
+    assert second["draw"] == pytest.approx(first["draw"], rel=1e-6)
+    np.testing.assert_array_equal(samples["sample"], others["sample"])
+    np.testing.assert_array_equal(samples["index"], np.arange(23) % 20)  # as many as asked for, of a set with fewer
+    assert len(np.unique(samples["sample"])) == 46
+    elsewhere = model.evaluate(data.open_source(SYNTHETIC, "train[20:40]"))
+    assert elsewhere["draw"] != pytest.approx(first["draw"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [("seen", "label=source@split"), ("test=@train", "used twice"), ("a/b=@train", "label=source@split")],
@@ -203,7 +311,10 @@ def test_an_impossible_set_is_named(entry, said):
         ([], "--workdir=FOLDER is missing"),
         (["--workdir=nowhere"], "nowhere"),
         (["--step=3"], "available: 2, 4"),
-        (["--config.data.eval_transforms=resize(8)|normalize"], "shape (8, 8, 3)"),
+        (
+            ["--config.data.eval_transforms=resize(12)|normalize"],
+            "is 12x12 after config.data.eval_transforms, and this",
+        ),
         (["--config.eval.sets=other=synthetic:classes=7@test"], "7 classes, the model 6"),
         (["--config.model.options.width=32"], "do not fit"),
         (["--output=/proc/nowhere"], "/proc"),
@@ -252,7 +363,7 @@ def test_a_task_that_never_trains_runs_under_eval(tmp_path, monkeypatch, capsys)
 def test_a_generative_task_writes_its_samples(tmp_path, monkeypatch, capsys):
     class Noise(tiny_tasks.MeanBrightness):
         def generate(self, model, batch, key, partners):
-            noise = jax.random.normal(key, (batch["image"].shape[0], 2))
+            noise = jax.vmap(lambda own: jax.random.normal(own, 2))(key)
             return {"sample": noise, "brightness": partners["meter"](batch["image"])}
 
     monkeypatch.setitem(base._REGISTRY, "noise", Noise)

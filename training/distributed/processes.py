@@ -195,3 +195,11 @@ def agree(value: int, what: str) -> None:
         found = np.unique(multihost_utils.process_allgather(np.int32(value)))
         if len(found) > 1:
             raise ProcessMissing(f"the processes see different {what}: {', '.join(map(str, found))}")
+
+
+def total(value: int) -> int:
+    """The sum over all processes; all of them call this."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    return int(np.sum(multihost_utils.process_allgather(np.int32(value)))) if jax.process_count() > 1 else value

@@ -13,7 +13,9 @@ from training.evaluation.trained import Trained
 
 
 def generate(trained: Trained, source: data.Source, count: int, path: Path) -> Path:
-    """Writes `path`, an .npz file with every array of `Task.generate` and the examples' `index`; one process does.
+    """Writes `path`, an .npz file with `count` samples: every array of `Task.generate` and the examples' `index`.
+
+    After the last example of the set its first one gives another sample. One process writes.
 
     Raises:
       ValueError: the task does not generate.

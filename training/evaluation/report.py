@@ -60,6 +60,7 @@ def render(
     curves: Sequence[Chart],
     config: Mapping[str, Any],
     defaults: Mapping[str, Any],
+    left_out: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The report as the text of one HTML file.
 
@@ -70,8 +71,10 @@ def render(
       charts: pictures of each set.
       curves: pictures of the training.
       config, defaults: values by dotted key; those that differ from their default are marked.
+      left_out: of each set with examples that could not be used, the first reasons.
     """
     sections = [f"<h1>{_text(title)}</h1>", f"<p class=muted>{_facts(facts)}</p>", "<h2>Results</h2>", _table(results)]
+    sections += [_left_out(label, reasons) for label, reasons in (left_out or {}).items()]
     if curves:
         sections += ["<h2>Training</h2>", _gallery(curves)]
     for label, pictures in charts.items():
@@ -177,10 +180,20 @@ def _table(results: Mapping[str, Mapping[str, float]]) -> str:
     return f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>{note}'
 
 
+def _left_out(label: str, reasons: Sequence[str]) -> str:
+    lines = "".join(f"<li>{_text(reason)}</li>" for reason in reasons)
+    return (
+        f"<p>Left out of {_text(label)}, as config.data.on_error=replace says, were examples that could not be used; "
+        f"the first of them:</p><ul>{lines}</ul>"
+    )
+
+
 def number(value: float | None) -> str:
-    """A result for people: four decimals, or fewer digits for large numbers."""
+    """A result for people: four decimals, or fewer digits for large numbers; counts as they are."""
     if value is None:
         return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 

@@ -19,9 +19,12 @@ from training.run.evaluate import Results, scalars
 
 
 def shown(results: Results, columns: Sequence[str]) -> dict[str, float]:
-    """The numbers among the results that `columns` names, in its order; all of them if it names none."""
+    """The numbers among the results that `columns` names, in its order, and how many examples were left out; all of
+    them if it names none.
+    """
     numbers = scalars(results)
-    return {name: numbers[name] for name in columns if name in numbers} or numbers
+    chosen = {name: numbers[name] for name in columns if name in numbers}
+    return chosen | {name: numbers[name] for name in ("left_out",) if name in numbers} if chosen else numbers
 
 
 def table(results: Mapping[str, Results], columns: Sequence[str]) -> str:
@@ -56,14 +59,15 @@ def write(
     files = []
     for label, found in results.items():
         info = sets[label].info
-        place = {"set": label, "source": info.name, "split": info.split, "examples": len(sets[label])}
+        counted = len(sets[label]) - found.get("left_out", 0)
+        place = {"set": label, "source": info.name, "split": info.split, "examples": counted}
         content = {**about, **place, "results": found}
         files.append(write_text(output / f"{label}.json", json_text.text(content, indent=1) + "\n"))
     facts = {
         "model": model.config.model.name,
         "step": f"{model.step:,}",
         "weights": "moving average" if model.weights == "ema" else "raw parameters",
-        "data": ", ".join(f"{label}: {len(source):,} examples" for label, source in sets.items()),
+        "data": ", ".join(_extent(label, source, results[label]) for label, source in sets.items()),
         "evaluated": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
     history = report.read_history(workdir / "metrics.jsonl") if workdir else []
@@ -75,8 +79,15 @@ def write(
         report.training_curves(history, model.task.best_metric[0]),
         configs.flat_values(model.config),
         configs.flat_values(configs.from_dict(base.get_config().to_dict())),
+        {label: found["left_out_reasons"] for label, found in results.items() if found.get("left_out")},
     )
     return [*files, write_text(output / "report.html", text)]
+
+
+def _extent(label: str, source: data.Source, results: Results) -> str:
+    missing = results.get("left_out", 0)
+    extent = f"{len(source) - missing:,} of {len(source):,}" if missing else f"{len(source):,}"
+    return f"{label}: {extent} examples"
 
 
 def write_text(path: Path, text: str) -> Path:

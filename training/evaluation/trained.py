@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
 import data
@@ -13,6 +17,7 @@ import models
 import tasks
 from configs import Config
 from models.core import sharding
+from models.core.state import unrolled
 from tasks.base import Task
 from training.checkpoints import initial, partners
 from training.distributed import mesh, processes
@@ -41,6 +46,13 @@ class Trained:
     def evaluate(self, source: data.Source) -> Results:
         """The task's results on one set."""
         return self.evaluator(self.params, self.model_state, source)
+
+    def evaluate_sets(self, sets: Mapping[str, data.Source]) -> dict[str, Results]:
+        """The results on each set, by its label; all of them are checked before the first one is evaluated."""
+        with contextlib.closing(self.evaluator.serving(sets.values())) as evaluator:
+            for source in sets.values():
+                evaluator.check(source)
+            return {label: self.evaluate(source) for label, source in sets.items()}
 
 
 def load(
@@ -73,10 +85,28 @@ def load(
     if use_ema and not saved["ema"]:
         raise ValueError(f"--ema: {saved['path']} has no moving average (the run had optim.ema=0)")
     averaged = bool(saved["ema"]) and (config.eval.use_ema if use_ema is None else use_ema)
-    graph, *templates = initial.abstract_model(task)[1:]
-    parts = zip(initial.weights(saved, averaged), templates, strict=True)
-    model = models.merge(graph, *(initial.fit(loaded, template, str(saved["path"])) for loaded, template in parts))
+    abstract, graph, *templates = initial.abstract_model(task)
+    loaded, *state = initial.weights(saved, averaged)
+    if saved["config"] and saved["config"]["data"]["image_size"] != config.data.image_size:
+        loaded = _for_size(abstract, loaded, templates[0], config)
+    parts = zip((loaded, *state), templates, strict=True)
+    model = models.merge(graph, *(initial.fit(part, template, str(saved["path"])) for part, template in parts))
     return _place(task, config, model, "ema" if averaged else "raw", saved["step"])
+
+
+def _for_size(
+    model: nnx.Module, params: Mapping[str, np.ndarray], template: Mapping[str, Any], config: Config
+) -> dict[str, np.ndarray]:
+    """The parameters for images of another size than those of the training; what changes is said on stderr."""
+    where = f"config.data.image_size={config.data.image_size}"
+    try:
+        adapted, notes = models.adapt(model, params, unrolled(template))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if jax.process_index() == 0:
+        for note in notes:
+            print(f"{where}: {note}", file=sys.stderr)
+    return adapted
 
 
 def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: int) -> Trained:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,16 +42,16 @@ def transforms(text: str, image_size: int | tuple[int, int]) -> str:
     return re.sub(r"\{size(?:/([0-9.]+))?\}", filled, text)
 
 
-def _common(config: Config) -> dict[str, Any]:
+def _examples(config: Config) -> dict[str, Any]:
+    """How single examples are made."""
     settings = config.data
-    return dict(
-        mean=settings.mean,
-        std=settings.std,
-        workers=settings.workers,
-        threads=settings.threads,
-        prefetch=settings.prefetch,
-        on_error=settings.on_error,
-    )
+    return dict(mean=settings.mean, std=settings.std, on_error=settings.on_error)
+
+
+def _work(config: Config) -> dict[str, Any]:
+    """Who makes them."""
+    settings = config.data
+    return dict(workers=settings.workers, threads=settings.threads, prefetch=settings.prefetch)
 
 
 def train_stream(
@@ -67,20 +67,36 @@ def train_stream(
         position=position,
         rows=_rows(sharding, settings.batch_size),
         repeats=settings.repeats,
-        **_common(config),
+        **_examples(config),
+        **_work(config),
     )
 
 
-def eval_batches(config: Config, source: data.Source, sharding: NamedSharding | None = None) -> data.EvalBatches:
+def eval_batches(
+    config: Config, source: data.Source, sharding: NamedSharding | None = None, *, endless: bool = False
+) -> data.EvalBatches:
     """Every example of a set once, in order, the last batch padded; of each batch the rows of this process."""
+    return data.eval_batches(source, **_evaluation(config, sharding), **_work(config), endless=endless)
+
+
+def eval_pool(config: Config, sources: Sequence[data.Source], sharding: NamedSharding | None = None) -> data.EvalPool:
+    """The same for several sets, evaluated one after another and again and again by the same workers.
+
+    Raises:
+      ValueError: one of them has no example, or lacks a field that a transform names.
+    """
+    passes = [data.eval_pass(source, **_evaluation(config, sharding)) for source in sources]
+    return data.EvalPool(passes, **_work(config))
+
+
+def _evaluation(config: Config, sharding: NamedSharding | None) -> dict[str, Any]:
     settings = config.data
     batch_size = config.eval.batch_size or settings.batch_size
-    return data.eval_batches(
-        source,
+    return dict(
         transforms=transforms(settings.eval_transforms, settings.image_size),
         batch_size=batch_size,
         rows=_rows(sharding, batch_size),
-        **_common(config),
+        **_examples(config),
     )
 
 
@@ -88,9 +104,14 @@ def _rows(sharding: NamedSharding | None, batch_size: int) -> list[int] | None:
     return None if sharding is None else mesh.batch_rows(sharding, batch_size)
 
 
-def check(config: Config, source: data.Source, spec: Mapping[str, jax.ShapeDtypeStruct], training: bool) -> None:
+def check(
+    config: Config, source: data.Source, spec: Mapping[str, jax.ShapeDtypeStruct], training: bool
+) -> dict[str, np.ndarray]:
     """Sends one example through the transforms, so that what cannot work is said before anything is compiled or
-    written.
+    written. In an evaluation images may have another size than the task says.
+
+    Returns:
+      The example as a batch of one; nothing if it cannot be read.
 
     Raises:
       ValueError: the transforms cannot be read, or end in something that the task cannot take.
@@ -102,7 +123,8 @@ def check(config: Config, source: data.Source, spec: Mapping[str, jax.ShapeDtype
     with contextlib.suppress(data.ExampleError):  # one that cannot be read is the stream's to report or replace
         record = pipeline(source[0], source.info.fields, np.random.default_rng(0))
         batch = {name: np.asarray(value)[None] for name, value in record.items()}
-        fields({**batch, "valid": np.ones(1, np.float32)}, spec, source, key)
+        return fields({**batch, "valid": np.ones(1, np.float32)}, spec, source, key, any_size=not training)
+    return {}
 
 
 def fields(
@@ -111,6 +133,7 @@ def fields(
     source: data.Source,
     transforms_key: str,
     complete: bool = True,
+    any_size: bool = False,
 ) -> dict[str, np.ndarray]:
     """The fields that a task takes, in its types, checked before the compiler sees them.
 
@@ -118,6 +141,7 @@ def fields(
       spec: names, shapes and types that the task wants.
       transforms_key: the key of `config.data` to name in an error.
       complete: whether all of them have to be there.
+      any_size: whether images, masks and flow may be of another height and width.
 
     Raises:
       ValueError: a field is missing, or has another shape or another kind of numbers.
@@ -133,7 +157,8 @@ def fields(
     present = {name: batch[name] for name in spec if name in batch}
     for name, value in present.items():
         shape, wanted = tuple(value.shape[1:]), tuple(spec[name].shape[1:])
-        if shape != wanted:
+        flexible = any_size and source.info.fields.get(name) in ("image", "mask", "flow") and len(shape) == len(wanted)
+        if shape != wanted and not (flexible and shape[2:] == wanted[2:]):
             raise ValueError(
                 f"field {name!r} of {source.info.name!r} has shape {shape} after config.data.{transforms_key}, the "
                 f"task takes {wanted} "

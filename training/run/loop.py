@@ -110,11 +110,9 @@ def train(
             for note in began.changes(first, run, f"--workdir={workdir}") if first else ():
                 terminal.say(note)
             sets = evaluate.open_sets(config, sources)
-            for source in sets.values():
-                spec = run.task.batch_spec(1, train=False, info=source.info)
-                feeding.check(config, source, spec, training=False)
             for note in evaluate.check_classes(run.task, sets):
                 terminal.say(note)
+            sets = {label: evaluate.in_classes_of(run.task, source) for label, source in sets.items()}
             session = Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches, signals, continuation)
         with session:
             return session.run_steps(profile)
@@ -144,8 +142,17 @@ class Session:
         self.on_eval_error = config.eval.on_error
         self.started = time.perf_counter()
         self.evaluator = evaluate.Evaluator(
-            run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays, terminal
+            run.task,
+            run.graph,
+            config,
+            run.mesh,
+            run.partner_graphs,
+            run.partner_arrays,
+            terminal=terminal,
+            sets=sets.values(),
         )
+        for source in sets.values():
+            self.evaluator.check(source)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -209,7 +216,7 @@ class Session:
                 run.config, run.source, self.step * run.config.data.batch_size, mesh.batch_sharding(run.mesh)
             )
         ) as stream:
-            batches = self._on_device(stream, window)
+            batches, self.stats = self._on_device(stream, window), stream.stats
             if self.step < total:
                 with self.signals.at_once(NOTHING_TO_SAVE):
                     first = next(batches)
@@ -354,6 +361,9 @@ class Session:
                 self.terminal.say(
                     f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown)
                 )
+                if note := evaluate.left_out(results, source):
+                    self.terminal.say(f"step {self.step} eval {label}: {note}")
+
         metric = self.eval_results.get(next(iter(self.sets), ""), {}).get(self.best_metric)
         if metric is not None:
             self.checkpoints.attach(self.step, metric)
@@ -404,6 +414,10 @@ class Session:
             "skipped_steps": self.skipped_steps,
         }
         params = hostread.read(self.state.params)
+        if replaced := processes.total(self.stats.replaced) if self.run.config.data.on_error == "replace" else 0:
+            totals["data_replaced"] = replaced  # since this process was started
+            first = f", such as: {self.stats.messages[0]}" if self.stats.messages else ""
+            self.terminal.say(f"{replaced} training examples were replaced (config.data.on_error=replace){first}")
         result = summary.make(self.run, self.step, params, self.eval_results, self.eval_failures, totals)
         if self.primary:
             summary.write(self.workdir, result)
@@ -415,6 +429,7 @@ class Session:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.evaluator.close()
         self.writers.close()
         if self.example_ids:
             self.example_ids.close()
