@@ -91,7 +91,15 @@ def main(arguments: list[str]) -> int:
         return 0
     if not options.workdir:
         raise ValueError("--workdir=FOLDER is missing, such as --workdir=runs/a")
-    loop.train(config, options.workdir, overrides=overrides, profile=options.profile, resume_from=options.resume_from)
+    loop.train(
+        config,
+        options.workdir,
+        overrides=overrides,
+        profile=options.profile,
+        resume_from=options.resume_from,
+        started=command.began(),
+        peak=chips.peak,
+    )
     return 0
 
 

@@ -155,13 +155,25 @@ def _stem(row: str) -> str:
 
 # --- walking jaxprs ---------------------------------------------------------------------------------------------------
 
+REMATERIALIZED = "rematted_computation"  # what JAX calls it in the names of equations
+
+
+def multiply_adds(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> int:
+    """Multiply-adds of everything in a jaxpr, such as that of a training step, but for what is computed again."""
+    return sum(count for _, count in _multiply_adds(getattr(jaxpr, "jaxpr", jaxpr), again=False))
+
+
 OF_PRIMITIVE: dict[core.Primitive, Callable[[core.JaxprEqn], int]] = {}
 """Primitive that a layer made for itself -> multiply-adds of an equation of it."""
 
 
-def _multiply_adds(jaxpr: core.Jaxpr, scope: str = "", times: int = 1) -> Iterator[tuple[str, int]]:
-    """(scope, multiply-adds) of every product in a jaxpr, bodies of loops times their trip count."""
+def _multiply_adds(jaxpr: core.Jaxpr, scope: str = "", times: int = 1, again: bool = True) -> Iterator[tuple[str, int]]:
+    """(scope, multiply-adds) of every product in a jaxpr, bodies of loops times their trip count; `again`: with what
+    rematerialization computes a second time.
+    """
     for eqn in jaxpr.eqns:
+        if not again and REMATERIALIZED in str(eqn.source_info.name_stack):
+            continue
         inside = scope or _scope(eqn)
         if eqn.primitive.name == "dot_general":
             ((contracted, _), _) = eqn.params["dimension_numbers"]
@@ -173,18 +185,20 @@ def _multiply_adds(jaxpr: core.Jaxpr, scope: str = "", times: int = 1) -> Iterat
             yield inside, times * math.prod(kernel) // features * math.prod(_shape(eqn.outvars[0]))
         elif eqn.primitive.name == "cond":
             # One branch runs; the dearest stands for it.
-            branches = [list(_multiply_adds(branch, inside, times)) for branch in _subjaxprs(eqn)]
+            branches = [list(_multiply_adds(branch, inside, times, again)) for branch in _subjaxprs(eqn)]
             yield from max(branches, key=lambda branch: sum(count for _, count in branch))
         elif eqn.primitive in OF_PRIMITIVE:
             yield inside, times * OF_PRIMITIVE[eqn.primitive](eqn)
         elif eqn.primitive is STEP:
             arrays = [variable.aval for variable in eqn.invars]
             inner = jax.make_jaxpr(functools.partial(expanded, eqn.params))(*arrays).jaxpr
-            yield from _multiply_adds(inner, inside or "(other)", times)
+            yield from _multiply_adds(inner, inside or "(other)", times, again)
         else:
             trips = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            if eqn.primitive.name == "shard_map":  # its body is that of one shard
+                trips = math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["manual_axes"])
             for inner in _subjaxprs(eqn):
-                yield from _multiply_adds(inner, inside, times * trips)
+                yield from _multiply_adds(inner, inside, times * trips, again)
 
 
 def _residuals(jaxpr: core.Jaxpr) -> Iterator[tuple[str, int]]:

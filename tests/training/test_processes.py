@@ -121,7 +121,8 @@ def test_each_process_reads_its_share(one, pair):
 
 def test_process_0_writes_for_all(pair):
     assert {path.name for path in pair.iterdir()} == {
-        *("checkpoints", "config.json", "overrides.json", "run.json", "lock", "metrics.jsonl", "summary.json"),
+        *("checkpoints", "config.json", "overrides.json", "run.json", "lock", "metrics.jsonl"),
+        *("summary.json", "goodput.json"),
         *("examples.jsonl", "examples-1.jsonl"),
     }
     # The newest two, and the best before them if it is neither.

@@ -61,11 +61,10 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("place", "number", "step", "line"),
     [
-        ("compilation 1", signal.SIGTERM, None, r"signal 15 before the first step, with nothing to save; .*"),
-        ("compilation 2", signal.SIGINT, None, r"signal 2 before the first step, with nothing to save; .*"),
+        ("compilation 2", signal.SIGTERM, None, r"signal 15 before the first step, with nothing to save; .*"),
         # Of the first evaluation (after initial parameters and the step), with steps since the last save.
         (
-            "compilation 2",
+            "compilation 3",
             signal.SIGTERM,
             2,
             r"signal 15 in the evaluation of step 2, .*: state saved; .*",

@@ -62,6 +62,27 @@ CHIPS: Mapping[str, Chip] = {
 }
 """Name in a topology -> chip. The matrix units of v6e and TPU7x (256 x 256) do two passes a cycle."""
 
+PEAKS: Sequence[tuple[str, float]] = (
+    ("TPU v4", 275e12),
+    ("TPU v5 lite|TPU v5e", CHIPS["v5e"].flops),
+    ("TPU v5", CHIPS["v5p"].flops),
+    ("TPU v6", CHIPS["v6e"].flops),
+    ("TPU ?7x", CHIPS["tpu7x"].flops),
+    (".*GH200|.*H200|.*H100.*HBM3", 989.4e12),
+    (".*H100.*PCIe", 756e12),
+    (".*A100", 312e12),
+    (".*L40S", 362e12),
+    (".*L4", 121e12),
+)
+"""Beginning of `jax.Device.device_kind` -> its peak of bf16 matrix products, without sparsity, by the vendors' data
+sheets. The first that fits counts."""
+
+
+def peak(kind: str) -> float | None:
+    """FLOP/s of a device by its kind; None for one that is not in the table, and for a CPU."""
+    return next((flops for pattern, flops in PEAKS if re.match(pattern, kind)), None)
+
+
 _FORMS = (
     "write KIND:AxB (v5e, v6e) or KIND:AxBxC (v5p, tpu7x), such as v5e:16x16, v5p:8x16x16, tpu7x:4x4x4, or "
     "2*v5e:16x16 for two slices"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from training.distributed import preemption
 from training.run.log import Terminal
+
+spent = 0.0  # seconds of this process, for whoever accounts for time
 
 
 def ahead(jitted: Any, *arguments: Any, what: str, terminal: Terminal | None = None) -> Any:
@@ -19,10 +22,13 @@ def ahead(jitted: Any, *arguments: Any, what: str, terminal: Terminal | None = N
     Returns:
       The traced function, whose `jaxpr` says what it computes.
     """
+    global spent
+    begin = time.perf_counter()
     terminal = terminal or Terminal(quiet=True)
     with terminal.busy(f"compiling {what}") as tick:
         traced = jitted.trace(*arguments)
         preemption.interruptible(traced.lower().compile, tick)
+    spent += time.perf_counter() - begin
     return traced
 
 

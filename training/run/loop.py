@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from tasks.base import Task
 from training.checkpoints import checkpoint
 from training.distributed import hostread, mesh, processes
 from training.distributed.preemption import Preempted, Signals
-from training.run import began, branch, compiling, evaluate, feeding, provenance, summary
+from training.run import began, branch, compiling, evaluate, feeding, goodput, provenance, summary
 from training.run import workdir as workdirs
+from training.run.goodput import Window
 from training.run.health import check as check_health
 from training.run.lock import Lock
 from training.run.log import Jsonl, Terminal, Writers
+from training.run.profile import Tracer
 from training.run.run import Run, prepare
 from training.run.state import TrainState
 from training.run.step import finish_metrics
@@ -60,6 +62,8 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     most_eval_batches: int | None = None,
     resume_from: str = "",
+    started: float | None = None,
+    peak: Callable[[str], float | None] = lambda kind: None,
 ) -> dict[str, Any]:
     """Trains, or continues, the run of `config` in `workdir` and returns its summary.
 
@@ -72,12 +76,15 @@ def train(
       overrides: what was set on the command line, noted for those who continue the run.
       most_eval_batches: evaluate on the first batches only (dry runs).
       resume_from: `WORKDIR` or `WORKDIR@STEP` that a new run branches from (`training/run/branch.py`).
+      started: when the command began, by `time.perf_counter`; now, if it is not given.
+      peak: FLOP/s of a device by its kind, None for one that it does not know; for the log's `mfu`.
 
     Raises:
       ValueError, OSError: the run cannot work, or belongs to another configuration.
       FloatingPointError: a step was not finite and `config.train.nonfinite` is "stop", or too many in a row were not.
       Preempted: SIGTERM or SIGINT came; the state has been saved.
     """
+    started = time.perf_counter() if started is None else started
     workdir, terminal = Path(workdir), terminal or Terminal(quiet=not processes.is_first())
     continuation = branch.Continuation(
         changes=workdirs.check(workdir, config),
@@ -113,9 +120,11 @@ def train(
             for note in evaluate.check_classes(run.task, sets):
                 terminal.say(note)
             sets = {label: evaluate.in_classes_of(run.task, source) for label, source in sets.items()}
-            session = Session(run, workdir, sets, terminal, overrides or {}, most_eval_batches, signals, continuation)
+            session = Session(
+                run, workdir, sets, terminal, overrides or {}, most_eval_batches, signals, continuation, started
+            )
         with session:
-            return session.run_steps(profile)
+            return session.run_steps(profile, peak)
 
 
 class Session:
@@ -131,6 +140,7 @@ class Session:
         most_eval_batches: int | None,
         signals: Signals,
         continuation: branch.Continuation,
+        started: float,
     ):
         self.run, self.workdir, self.sets, self.terminal = run, workdir, sets, terminal
         self.most_eval_batches, self.signals, self.continuation = most_eval_batches, signals, continuation
@@ -140,7 +150,7 @@ class Session:
             run.steps(group.every_steps) for group in (config.log, config.eval, config.checkpoint)
         )
         self.on_eval_error = config.eval.on_error
-        self.started = time.perf_counter()
+        self.started = started
         self.evaluator = evaluate.Evaluator(
             run.task,
             run.graph,
@@ -168,10 +178,16 @@ class Session:
             best_mode=mode,
         )
         self.best_metric = best
+        compiled = compiling.spent
         self.state = self._restore_or_start()
-        self.step = self.first_step = int(hostread.read(self.state.step))
+        step, bad_steps = hostread.read((self.state.step, self.state.health["bad_steps"]))
+        self.step, self.bad_steps = int(step), int(bad_steps)
+        self.first_step = self.step
         continuation.check_length(run, workdir, self.step)
         run_id = None
+        self.ledger = goodput.Ledger(workdir, self.step, started, self.primary)
+        self.ledger.move(compiling.spent - compiled, "start", "compilation")
+        self.utilization: goodput.Utilization | None = None
         if self.primary:
             # Only now: a workdir that cannot be continued stays as it is.
             run_id = continuation.begin(run, workdir, overrides, self.step, terminal)
@@ -199,16 +215,16 @@ class Session:
             return self.continuation.branched(self.run, self.terminal)
         return self.run.initial_state()
 
-    def run_steps(self, profile: bool) -> dict[str, Any]:
+    def run_steps(self, profile: bool, peak: Callable[[str], float | None]) -> dict[str, Any]:
         """Takes the remaining steps and writes the summary."""
         run, total = self.run, self.run.total_steps
         if self.primary and self.first_step == 0 and not self.terminal.quiet:
             self.terminal.say(provenance.headline(run))
             for note in (*run.source.info.notes, *evaluate.notes(run.config, self.sets)):
                 self.terminal.say(note)
-        window = _Window()
+        window = Window()
         under_way: collections.deque[jax.Array] = collections.deque()
-        tracer = _Tracer(self.workdir / "profile", self.first_step, total) if profile else None
+        tracer = Tracer(self.workdir / "profile", self.first_step, total) if profile else None
         if self.first_step and self._evaluation_is_due() and not self._was_evaluated():
             self._evaluate()  # the run was cut short between a save and this
         with contextlib.closing(
@@ -216,14 +232,16 @@ class Session:
                 run.config, run.source, self.step * run.config.data.batch_size, mesh.batch_sharding(run.mesh)
             )
         ) as stream:
-            batches, self.stats = self._on_device(stream, window), stream.stats
+            batches, self.stats = self._on_device(stream, window, under_way), stream.stats
             if self.step < total:
                 with self.signals.at_once(NOTHING_TO_SAVE):
                     first = next(batches)
-                    compiling.ahead(
-                        run.step, self.state, first[0], run.partner_arrays, what="the step", terminal=self.terminal
-                    )
+                    arguments = (self.state, first[0], run.partner_arrays)
+                    with self.ledger.spending("compilation"):
+                        traced = compiling.ahead(run.step, *arguments, what="the step", terminal=self.terminal)
+                        self.utilization = goodput.Utilization(traced, peak)
                 batches = itertools.chain([first], batches)
+                self.ledger.enter(goodput.STEPS)
             while self.step < total:
                 batch, ids = next(batches)
                 with jax.transfer_guard("disallow"):
@@ -244,9 +262,11 @@ class Session:
                 self._between_steps(window, self.signals.after(self.step), {"replaced": stream.stats.replaced})
         return self._finish(window)
 
-    def _on_device(self, stream: Iterator[Any], window: _Window) -> Iterator[tuple[dict[str, jax.Array], list[int]]]:
+    def _on_device(
+        self, stream: Iterator[Any], window: Window, under_way: Sequence[Any]
+    ) -> Iterator[tuple[dict[str, jax.Array], list[int]]]:
         """Keeps one batch ahead on the devices, so that the transfer runs beside the step; counts time spent waiting
-        for data.
+        for data. It is lost where the devices have nothing left to do when the batch is there.
         """
         sharding = mesh.batch_sharding(self.run.mesh)
         spec = self.run.task.batch_spec(self.run.config.data.batch_size, train=True)
@@ -255,7 +275,10 @@ class Session:
         def fetch() -> None:
             begin = time.perf_counter()
             batch = next(stream)
-            window.waited += time.perf_counter() - begin
+            waited = time.perf_counter() - begin
+            window.waited += waited
+            if under_way and under_way[-1].is_ready():
+                self.ledger.move(waited, goodput.STEPS, "data")
             present = feeding.fields(batch, spec, self.run.source, "train_transforms")
             ahead.append((mesh.put_batch(present, sharding), batch["index"].tolist()))
 
@@ -270,7 +293,7 @@ class Session:
         jax.block_until_ready(self.state.step)
         self.terminal.say(f"first step after {time.perf_counter() - self.started:.1f} s (compilation included)")
 
-    def _between_steps(self, window: _Window, signal_number: int | None, stats: Mapping[str, Any]) -> None:
+    def _between_steps(self, window: Window, signal_number: int | None, stats: Mapping[str, Any]) -> None:
         """Logs, saves, evaluates and leaves, when it is time; in this order, as an evaluation may fail."""
         last = self.step == self.run.total_steps
         if last or (self.log_every and self.step % self.log_every == 0):
@@ -283,14 +306,18 @@ class Session:
         several = processes.connection() is not None
         saving = last or signal_number or (self.save_every and self.step % self.save_every == 0)
         if saving or (evaluating and several):
-            self._save()
+            with self.ledger.spending("saving"):
+                self._save()
         if signal_number:
-            self.checkpoints.wait()
+            with self.ledger.spending("saving"):
+                self.checkpoints.wait()
+            self.ledger.note(self.step)
             raise Preempted(f"signal {signal_number} at step {self.step}: {SAVED}", signal_number)
         if evaluating:
             if several:  # one whose evaluation failed could not end the save: that takes all of them
                 self.checkpoints.wait()
             self._evaluate()
+            self.ledger.note(self.step)
             window.restart(count=False)
 
     def _evaluation_is_due(self) -> bool:
@@ -305,7 +332,7 @@ class Session:
         noted = any(str(row.get("kind", "")).startswith("eval/") for row in rows)
         return self.step == self.run.total_steps or processes.first_says(noted)
 
-    def _log(self, window: _Window, stats: Mapping[str, Any]) -> None:
+    def _log(self, window: Window, stats: Mapping[str, Any]) -> None:
         sums, health, taken = hostread.read((self.state.metrics, self.state.health, self.state.opt_state["count"]))
         self._check_health(health)
         seconds = time.perf_counter() - window.begin
@@ -315,6 +342,12 @@ class Session:
         row["eta_seconds"] = (self.run.total_steps - self.step) * seconds / max(window.steps, 1)
         row["data_wait"] = window.waited / seconds
         row["skipped_steps"] = int(health["bad_steps"])
+        skipped, self.bad_steps = int(health["bad_steps"]) - self.bad_steps, int(health["bad_steps"])
+        self.ledger.move(skipped * seconds / max(window.steps, 1), goodput.STEPS, "skipped")
+        self.ledger.note(self.step)
+        row.update(self.ledger.shares())
+        if self.utilization is not None:
+            row.update(self.utilization.of(window.steps, seconds))
         row.update({f"data_{name}": int(value) for name, value in stats.items()})
         if self.primary:
             self.writers.write(self.step, "train", row)
@@ -338,6 +371,12 @@ class Session:
         """Evaluates every set, and notes with the checkpoint of this step, if there is one, how good it is on the
         first.
         """
+        compiled = compiling.spent
+        with self.ledger.spending("evaluation"):
+            self._evaluate_sets()
+        self.ledger.move(compiling.spent - compiled, "evaluation", "compilation")
+
+    def _evaluate_sets(self) -> None:
         self.eval_results, self.eval_failures = {}, {}
         use_ema = bool(self.run.config.optim.ema) and self.run.config.eval.use_ema
         chosen = self.state.ema if use_ema else {"params": self.state.params, "model_state": self.state.model_state}
@@ -361,7 +400,7 @@ class Session:
                 self.terminal.say(
                     f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown)
                 )
-                if note := evaluate.left_out(results, source):
+                if note := evaluate.left_out(results, self.sets[label]):
                     self.terminal.say(f"step {self.step} eval {label}: {note}")
 
         metric = self.eval_results.get(next(iter(self.sets), ""), {}).get(self.best_metric)
@@ -400,9 +439,10 @@ class Session:
     def _save(self) -> None:
         self._check_health(hostread.read(self.state.health))
         metadata = provenance.metadata(self.run, self.step) | {"branched_from": self.continuation.origin}
+        self.ledger.note(self.step, saved=True)
         self.checkpoints.save(self.step, self.state.as_dict(), metadata)
 
-    def _finish(self, window: _Window) -> dict[str, Any]:
+    def _finish(self, window: Window) -> dict[str, Any]:
         self.checkpoints.wait()
         if not self.eval_results and not self.eval_failures:  # a run that was stopped between its last save and here
             self._evaluate()
@@ -418,10 +458,15 @@ class Session:
             totals["data_replaced"] = replaced  # since this process was started
             first = f", such as: {self.stats.messages[0]}" if self.stats.messages else ""
             self.terminal.say(f"{replaced} training examples were replaced (config.data.on_error=replace){first}")
+        if self.utilization is not None:
+            totals |= self.utilization.of(window.all_steps, window.all_seconds)
         result = summary.make(self.run, self.step, params, self.eval_results, self.eval_failures, totals)
+        self.ledger.note(self.step)
+        result["goodput"] = self.ledger.result()
         if self.primary:
             summary.write(self.workdir, result)
             skipped = f" ({self.skipped_steps} steps skipped as not finite)" if self.skipped_steps else ""
+            self.terminal.say(str(self.ledger))
             self.terminal.say(f"done: {self.workdir / 'summary.json'}{skipped}")
         return result
 
@@ -438,37 +483,3 @@ class Session:
             self.checkpoints.close()
         if self.lock:
             self.lock.close()
-
-
-class _Window:
-    """Time and steps since the last log line, and their sums over the run; the first step, evaluations and saves are
-    not counted.
-    """
-
-    def __init__(self) -> None:
-        self.all_seconds, self.all_waited, self.all_steps = 0.0, 0.0, 0
-        self.begin, self.steps, self.waited = time.perf_counter(), 0, 0.0
-
-    def restart(self, count: bool = True) -> None:
-        now = time.perf_counter()
-        if count:
-            self.all_seconds += now - self.begin
-            self.all_waited += self.waited
-            self.all_steps += self.steps
-        self.begin, self.steps, self.waited = now, 0, 0.0
-
-
-class _Tracer:
-    """A profiler trace of three steps, once compilation is over."""
-
-    def __init__(self, folder: Path, first_step: int, total: int):
-        self.folder, self.begin = folder, min(first_step + 3, max(total - 3, first_step + 1))
-        self.end = min(self.begin + 3, total)
-
-    def after(self, step: int, state: TrainState) -> None:
-        if step == self.begin:
-            jax.block_until_ready(state.step)
-            jax.profiler.start_trace(str(self.folder))
-        if step == self.end:
-            jax.block_until_ready(state.step)
-            jax.profiler.stop_trace()
