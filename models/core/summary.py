@@ -160,7 +160,8 @@ REMATERIALIZED = "rematted_computation"  # what JAX calls it in the names of equ
 
 def multiply_adds(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> int:
     """Multiply-adds of everything in a jaxpr, such as that of a training step, but for what is computed again."""
-    return sum(count for _, count in _multiply_adds(getattr(jaxpr, "jaxpr", jaxpr), again=False))
+    opened = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+    return sum(count for _, count in _multiply_adds(opened, again=False))
 
 
 OF_PRIMITIVE: dict[core.Primitive, Callable[[core.JaxprEqn], int]] = {}
