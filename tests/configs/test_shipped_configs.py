@@ -158,7 +158,7 @@ def traced(config):
             next(feeding.eval_batches(config, source)), evaluator.spec(source.info), source, "eval_transforms"
         )
         arrays = run.template.params, run.template.model_state, batch, run.partner_arrays
-        evaluator._step.eval_shape(evaluator._init.eval_shape(), *arrays)
+        evaluator._step.jitted.eval_shape(evaluator._init.eval_shape(), *arrays)
 
 
 @pytest.mark.slow
