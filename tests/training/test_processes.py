@@ -122,7 +122,7 @@ def test_each_process_reads_its_share(one, pair):
 def test_process_0_writes_for_all(pair):
     assert {path.name for path in pair.iterdir()} == {
         *("checkpoints", "config.json", "overrides.json", "run.json", "lock", "metrics.jsonl"),
-        *("summary.json", "goodput.json"),
+        *("summary.json", "goodput.json", "data.json"),
         *("examples.jsonl", "examples-1.jsonl"),
     }
     # The newest two, and the best before them if it is neither.
