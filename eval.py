@@ -14,6 +14,7 @@ the like change its keys.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,7 +87,11 @@ def _parser() -> command.Parser:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--raw", dest="weights", action="store_const", const="raw", help="the parameters themselves")
     weights.add_argument("--ema", dest="weights", action="store_const", const="ema", help="their moving average")
-    parser.add_argument("--predict", metavar="FOLDER", help="write predictions for the images below FOLDER, and stop")
+    parser.add_argument(
+        "--predict",
+        metavar="FOLDER",
+        help="write predictions for the images below FOLDER, or for SOURCE@SPLIT, and stop",
+    )
     parser.add_argument("--generate", type=int, metavar="N", help="write what a generative task makes from N examples")
     parser.add_argument("--export", metavar="FOLDER", help="write weights and model for use elsewhere, and stop")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")
@@ -105,40 +110,37 @@ def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | 
 
 def _official(config: Config, file: str, which: str | None) -> dict[str, Any]:
     from training.checkpoints import initial
-    from training.run import evaluate
+    from training.run import sets
 
-    return initial.read_official(file, config, next(iter(evaluate.open_sets(config).values())).info, which)
+    return initial.read_official(file, config, sets.first(config).info, which)
 
 
 def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None) -> int:
     from training.evaluation import export, trained
-    from training.run import evaluate
+    from training.run import sets
 
     assert folder is not None
-    info = None if saved else next(iter(evaluate.open_sets(config).values())).info
+    info = None if saved else sets.first(config).info
     for file in export.export(trained.load(saved, config, use_ema=use_ema, info=info), folder):
         print(file)
     return 0
 
 
-def _predict(config: Config, saved: Any, use_ema: bool | None, folder: str, output: Path | None) -> int:
-    from training.evaluation import predict, results, trained
+def _predict(config: Config, saved: Any, use_ema: bool | None, place: str, output: Path | None) -> int:
+    from training.evaluation import predict, trained
 
     assert output is not None
-    model = trained.load(saved, config, use_ema=use_ema)
-    text = predict.predict_folder(model, folder)
-    if processes.is_first():
-        with preemption.finishing():
-            print(results.write_text(output / "predictions.csv", text))
+    for file in predict.predict(trained.load(saved, config, use_ema=use_ema), place, output):
+        print(file)
     return 0
 
 
 def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, output: Path | None) -> int:
     from training.evaluation import generate, trained
-    from training.run import evaluate
+    from training.run import sets
 
     assert output is not None
-    source = next(iter(evaluate.open_sets(config).values()))
+    source = sets.first(config)
     model = trained.load(saved, config, use_ema=use_ema, info=source.info)
     print(generate.generate(model, source, count, output / "generated.npz"))
     return 0
@@ -146,23 +148,23 @@ def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, outp
 
 def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None) -> int:
     from training.evaluation import results, trained
-    from training.run import evaluate
+    from training.run import evaluate, sets
 
-    sets = evaluate.open_sets(config)
-    model = trained.load(saved, config, use_ema=use_ema, info=next(iter(sets.values())).info)
-    notes = [note for source in sets.values() for note in source.info.notes]
-    for note in [*notes, *evaluate.check_classes(model.task, sets)]:
-        if processes.is_first():
+    model = trained.load(saved, config, use_ema=use_ema, info=None if saved else sets.first(config).info)
+    evaluations = model.evaluations()
+    if processes.is_first():
+        for note in evaluations.notes:
             print(note, file=sys.stderr)
-    sets = {label: evaluate.in_classes_of(model.task, source) for label, source in sets.items()}
-    found = model.evaluate_sets(sets)
+    with contextlib.closing(evaluations):
+        found = {label: evaluations.evaluate(label, model.params, model.model_state) for label in evaluations.sources}
     print(results.table(found, model.task.columns))
-    for label, source in sets.items():
+    sources, folder = evaluations.sources, Path(run) if run else None
+    for label, source in sources.items():
         if note := evaluate.left_out(found[label], source):
             print(f"{label}: {note}")
     if output is not None:
         with preemption.finishing():  # a result is all of its files
-            for file in results.write(output, model, sets, found, Path(run) if run else None):
+            for file in results.write(output, model, sources, found, folder, evaluations.samples):
                 print(file)
     return 0
 

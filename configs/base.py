@@ -174,7 +174,18 @@ FIELDS: dict[str, Any] = {
     "eval": {
         "every_steps": Field(_d("10%"), "Time between evaluations; 0 evaluates at the end only.", identity=False),
         "batch_size": Field(0, "Examples per evaluation step; 0 takes data.batch_size.", low=0, identity=False),
-        "sets": Field((), "Further sets: 'label=source@split', such as 'train=digits@train[:500]'.", identity=False),
+        "sets": Field(
+            (),
+            "Further sets: 'label=source@split', such as 'train=digits@train[:500]', or mappings with transforms, "
+            "options and more (docs/evaluation.md).",
+            identity=False,
+        ),
+        "fit": Field(
+            "",
+            "Set that is seen before data.eval_split is measured, 'source@split', for tasks that need one "
+            "(docs/evaluation.md); an empty source is data.name.",
+            identity=False,
+        ),
         "on_error": Field(
             "stop",
             "When a set cannot be evaluated: stop the run with its state saved, or say so and continue. Several "

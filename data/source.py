@@ -30,7 +30,7 @@ from data.pixels import TURNS, Reading, eight_bit, orientation
 
 Record = dict[str, Any]
 
-KINDS = ("image", "label", "mask", "boxes", "points", "flow", "text")
+KINDS = ("image", "label", "mask", "boxes", "points", "flow", "text", "array", "tokens")
 
 
 class ExampleError(ValueError):

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import configs
 import models
 import naming
 from configs import Config, Field
-from tasks.metrics import Metric, mean
+from tasks.metrics import HostMetric, Metric, mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 Batch = Mapping[str, jax.Array]
 Outputs = Mapping[str, jax.Array]
 Partners = Mapping[str, nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image among predictions: `pixels` [Y, X] or [Y, X, 1 or 3], uint8, or float from 0 to 1."""
+
+    pixels: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +65,9 @@ class Task:
       columns: the results shown in the table on the terminal, in this order; empty shows every scalar result.
       known_options: what `config.task.options` takes, each with its default, meaning and bounds; `self.options` holds
         their values, checked.
+      unit: what speed is counted in, such as `"tokens"`, of which an example has `units_per_example`.
+      samples: how many examples of a set its report shows: what the model predicts for the first ones or, if the task
+        generates, what it makes for them.
       couples_batch: True where the loss of a batch is not the mean of the losses of its parts, because it compares
         examples with each other (contrastive losses) or divides by a number of the whole batch; such a batch cannot be
         taken in parts (`config.optim.accumulate`). `prepare` always has the whole batch, and may mix its examples.
@@ -67,6 +78,8 @@ class Task:
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     columns: ClassVar[tuple[str, ...]] = ()
     known_options: ClassVar[Mapping[str, Field]] = {}
+    unit: ClassVar[str] = "images"
+    samples: ClassVar[int] = 0
     couples_batch: ClassVar[bool] = False
 
     def __init__(self, config: Any, info: Any):
@@ -79,6 +92,30 @@ class Task:
         self.config = config
         self.info = info
         self.options: Config = configs.build(self.known_options, config.task.options, "task.options.")
+
+    def changed(self, config: Config) -> Task:
+        """The same task by another configuration, for an evaluation set with options of its own."""
+        return type(self)(config, self.info)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the task makes samples (`generate`)."""
+        return type(self).generate is not Task.generate
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called in headlines and results."""
+        return self.config.model.name if type(self).build_model is Task.build_model else type(self).__name__
+
+    def units_per_example(self) -> float:
+        """How many of `unit` an example has."""
+        return 1
+
+    def progress(self) -> tuple[str, ...]:
+        """The values of a row of the training log that the terminal shows beside the loss; default: those of the first
+        two `train_metrics`.
+        """
+        return tuple(self.train_metrics())[:2]
 
     # Model and data ---------------------------------------------------------------------------------------------------
 
@@ -213,10 +250,45 @@ class Task:
         """Cheap metrics that the training step gathers between two log lines; the loss needs none."""
         return {}
 
-    def report(self, results: Mapping[str, Any], source: Any) -> list[Chart]:
-        """Pictures for the HTML report of one evaluated set, from its results and its data source (for images)."""
-        del results, source
+    def host_metrics(self) -> dict[str, HostMetric]:
+        """Metrics on the host over the `predictions` of every example; new ones at every call."""
+        return {}
+
+    def sample_metrics(self) -> dict[str, HostMetric]:
+        """The same over the first `samples` examples, or what was generated for them."""
+        return {}
+
+    def fit_metrics(self) -> dict[str, Metric]:
+        """What is gathered on one set before another is measured (`config.eval.fit`), such as the features of all
+        examples for a nearest-neighbour classifier. Only the states count; they stay on the devices.
+        """
+        return {}
+
+    def compare(self, outputs: Outputs, batch: Batch, fitted: Mapping[str, Any]) -> Outputs:
+        """The outputs once the states of `fit_metrics` are known; runs inside `jax.jit`, before the metrics."""
+        del batch, fitted
+        return outputs
+
+    # Showing ----------------------------------------------------------------------------------------------------------
+
+    def report(self, results: Mapping[str, Any], source: Any, samples: Mapping[str, np.ndarray]) -> list[Chart]:
+        """Pictures for the HTML report of one evaluated set.
+
+        Args:
+          results: of the metrics.
+          source: the set, for its images.
+          samples: arrays of the first `samples` examples by name, each `[n, ...]`, with their `index`.
+        """
+        del results, source, samples
         return []
+
+    def written(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """One example's predictions as `eval.py --predict` writes them.
+
+        Text and numbers become columns of a CSV file, a `Picture` a PNG file; where there is anything else (lists,
+        dictionaries), all become lines of JSON. The default writes every array as it is.
+        """
+        return {name: value.tolist() for name, value in prediction.items()}
 
 
 _REGISTRY: dict[str, type[Task]] = {}

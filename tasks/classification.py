@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -192,6 +193,15 @@ class Classification(Task):
         probabilities, classes = jax.lax.top_k(scores, min(5, self.info.num_classes))
         return {"classes": classes, "probabilities": probabilities}
 
+    def written(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """`class` and `probability` of the best class, then `top2, probability2` and so on to the fifth best."""
+        names = self.info.class_names
+        row: dict[str, Any] = {}
+        for rank, (label, value) in enumerate(zip(prediction["classes"], prediction["probabilities"], strict=True), 1):
+            which, share = ("class", "probability") if rank == 1 else (f"top{rank}", f"probability{rank}")
+            row |= {which: names[label] if names else str(label), share: f"{value:.6f}"}
+        return row
+
     def metrics(self) -> dict[str, Metric]:
         """Accuracy, loss, calibration, confusion and the worst mistakes; docs/evaluation.md defines each number."""
         classes = self.info.num_classes
@@ -220,8 +230,9 @@ class Classification(Task):
 
         return {"top1": metrics.mean(correct)}
 
-    def report(self, results: Mapping[str, Any], source: Any) -> list[Chart]:
+    def report(self, results: Mapping[str, Any], source: Any, samples: Mapping[str, np.ndarray]) -> list[Chart]:
         """Accuracy by class, confusion, reliability and the worst mistakes as images."""
+        del samples
         # Matplotlib takes a second to import; a training run that draws nothing does not pay for it.
         from tasks.charts import classification_charts
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,34 @@ class Metric:
         nothing.
       merge: `(state, state) -> state` of both sets of examples.
       finish: `(state of NumPy arrays) -> result`, a float, or lists and dictionaries of them that JSON can hold.
+      of_set: `(Source.info) -> state` in place of `init` where the state depends on the set: a row for each of its
+        examples, what is known of its noise.
     """
 
     init: Callable[[], State]
     update: Callable[[State, Mapping[str, Array], Mapping[str, Array]], State]
     merge: Callable[[State, State], State]
     finish: Callable[[State], Any]
+    of_set: Callable[[Any], State] | None = None
+
+
+class HostMetric(Protocol):
+    """A metric on the host, over what the model predicted or made: strings, sets, sequences of any length.
+
+    One object is made for each evaluation of a set; with several processes each of them sees all examples.
+    """
+
+    def update(self, predictions: Mapping[str, np.ndarray], source: Any) -> None:
+        """Takes some more examples.
+
+        Args:
+          predictions: what `Task.predictions` or `Task.generate` gave, each `[b, ...]` without padding, and `index`
+            `[b]`, the examples' places in the source.
+          source: the set, whose records (`source[index]`) hold what should have come out.
+        """
+
+    def finish(self) -> Any:
+        """The result: a float, or lists and dictionaries of them that JSON can hold."""
 
 
 def example_weights(batch: Mapping[str, Array]) -> Float[Array, " B"]:

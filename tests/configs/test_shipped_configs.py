@@ -16,10 +16,11 @@ import configs
 from configs import schema
 from configs.base import FIELDS
 from training.run import evaluate, feeding, loop
+from training.run import sets as eval_sets
 from training.run.run import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = {"__init__", "base", "duration", "load", "recipes", "schema"}
+LIBRARY = {"__init__", "base", "duration", "load", "recipes", "schema", "size"}
 SHIPPED = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in LIBRARY)
 ON_DIGITS = tuple(name for name in SHIPPED if name == "quickstart" or name.endswith("_digits"))
 ARGUMENTS = {
@@ -153,7 +154,7 @@ def traced(config):
     after, _ = run.step.eval_shape(run.template, batch, run.partner_arrays)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), run.template)
     evaluator = evaluate.Evaluator(run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays)
-    for source in evaluate.open_sets(config).values():
+    for source in (one.open() for one in eval_sets.described(config).values()):
         batch = feeding.fields(
             next(feeding.eval_batches(config, source)), evaluator.spec(source.info), source, "eval_transforms"
         )

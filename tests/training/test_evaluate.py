@@ -25,6 +25,7 @@ from training.checkpoints import checkpoint
 from training.distributed import hostread
 from training.evaluation import generate, results, trained
 from training.run import command, evaluate, loop
+from training.run import sets as eval_sets
 from training.run.log import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +75,7 @@ def test_results_equal_numpy_over_all_examples_and_do_not_depend_on_the_batch_si
     results = []
     for size in (7, 64):
         model = model_of(workdir, **{"eval.batch_size": size})
-        source = evaluate.open_sets(model.config)["test"]
+        source = eval_sets.described(model.config)["test"].open()
         assert len(source) % size
         hostread.reads = 0
         results.append(model.evaluate(source))
@@ -95,7 +96,7 @@ def test_results_equal_numpy_over_all_examples_and_do_not_depend_on_the_batch_si
 def test_the_state_of_the_metrics_is_donated(workdir):
     model = model_of(workdir)
     evaluator = model.evaluator
-    batch = next(evaluator._on_device(evaluate.open_sets(model.config)["test"], complete=True))
+    batch = next(evaluator._on_device(eval_sets.described(model.config)["test"].open(), complete=True))
     states = evaluator._init()
     evaluator._step(states, model.params, model.model_state, batch, {})
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states))
@@ -129,7 +130,7 @@ def test_a_checkpoint_is_evaluated_without_its_workdir_and_writes_nothing(workdi
 def test_four_devices_give_the_same_results(workdir, tmp_path):
     simulated.run(4, "eval.py", f"--workdir={workdir}", f"--output={tmp_path}", "--config.mesh.fsdp=2")
     one = model_of(workdir)
-    expected = one.evaluate(evaluate.open_sets(one.config)["test"])
+    expected = one.evaluate(eval_sets.described(one.config)["test"].open())
     found = json.loads((tmp_path / "test.json").read_text())["results"]
     assert found["confusion"] == expected["confusion"]
     for name, value in evaluate.scalars(expected).items():
@@ -180,7 +181,7 @@ def test_what_to_know_of_evaluation_sets_is_said(tmp_path):
 
     def notes(**overrides):
         config = tiny.config(data__name=f"folder:{tmp_path}", **overrides)
-        return evaluate.notes(config, evaluate.open_sets(config))
+        return eval_sets.notes(config, {label: one.open() for label, one in eval_sets.described(config).items()})
 
     lacks, chosen = notes()
     assert lacks.endswith("has no image of 1 of 3 classes: b")
@@ -188,7 +189,7 @@ def test_what_to_know_of_evaluation_sets_is_said(tmp_path):
     assert "--config.data.eval_split=val" in chosen
     assert len(notes(checkpoint__keep_best=0)) == 1
     assert notes(data__eval_split="val") == []
-    assert evaluate.notes(tiny.config(), evaluate.open_sets(tiny.config())) == []
+    assert eval_sets.notes(tiny.config(), {"test": eval_sets.first(tiny.config())}) == []
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +303,7 @@ def test_draws_belong_to_the_example_and_not_to_the_batch(monkeypatch, tmp_path)
 )
 def test_an_impossible_set_is_named(entry, said):
     with pytest.raises(ValueError, match=said):
-        evaluate.set_names(tiny.config(eval__sets=(entry,)))
+        eval_sets.described(tiny.config(eval__sets=(entry,)))
 
 
 @pytest.mark.parametrize(
@@ -404,13 +405,13 @@ def test_classes_of_a_set_are_found_by_name(workdir):
     saved = checkpoint.restore_for_eval(workdir)
     saved["metadata"]["info"]["class_names"] = list("abcdef")
     model = trained.load(saved, configs.from_dict(saved["config"]))
-    source = renamed(evaluate.open_sets(model.config)["test"], "abcdef", range(6))
+    source = renamed(eval_sets.described(model.config)["test"].open(), "abcdef", range(6))
     order = [2, 0, 1, 5, 4, 3]
     expected, found = model.evaluate(source), model.evaluate(renamed(source, "abcdef", order))
     assert found["confusion"] == expected["confusion"]
     assert found["top1"] == expected["top1"]
     sets = {"same": source, "other": renamed(source, "ABCDEF", order)}
-    assert evaluate.check_classes(model.task, sets) == [
+    assert eval_sets.check_classes(model.task, sets) == [
         "other (arrays): the same classes in another order, matched by name"
     ]
     with pytest.raises(ValueError, match="'arrays' has 6 classes, the model 6, and 'g' is not among 'a', 'b'"):

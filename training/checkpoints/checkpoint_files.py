@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from jax.sharding import Sharding
 
+from errors import MachineFault
 from training.checkpoints import checkpoint_layout as layout
 from training.checkpoints import json_text
 from training.checkpoints.checkpoint_layout import ArrayInfo
@@ -49,7 +50,7 @@ class UnreadableCheckpoint(OSError):
     """A checkpoint that is damaged, incomplete or not a checkpoint; the message is the reason."""
 
 
-class InaccessibleCheckpoint(OSError):
+class InaccessibleCheckpoint(MachineFault):
     """A checkpoint that may be intact but cannot be read here and now; the message is the reason."""
 
 

@@ -96,7 +96,7 @@ def _about(trained: Trained, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict
             "std": list(settings.std),
         }
     return {
-        "model": trained.config.model.name,
+        "model": trained.task.model_name,
         "step": trained.step,
         "weights": trained.weights,
         "params_sha256": params_sha256(trained.params),

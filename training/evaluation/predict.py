@@ -1,72 +1,127 @@
-"""Predictions for every image below a folder, as a table in a CSV file."""
+"""Predictions for every image below a folder, or every example of a set: a table, lines of JSON, pictures."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 import data
 from data.names import printable
-from training.distributed import processes
+from tasks.base import Picture
+from training.checkpoints import json_text
+from training.distributed import preemption, processes
+from training.evaluation import results
 from training.evaluation.trained import Trained
 from training.run import feeding
 
+PICTURES = "predictions"
 
-def predict_folder(trained: Trained, folder: str | Path) -> str:
-    """The text of a CSV file with one line per image, in the order of their paths.
 
-    Columns: `file` (below the folder), `class` and `probability` (of the best class), then `top2, probability2` and
-    so on to the fifth best. With `data.on_error=replace` the last column `left_out` says why an image has no
-    prediction; how many have none is said on stderr.
+def predict(trained: Trained, place: str | Path, output: Path) -> list[Path]:
+    """Writes what the task says of every example, in their order, and returns the files; one process writes.
+
+    `predictions.csv` has a line for each: `file` (below the folder) and what `Task.written` gives, text and numbers.
+    Where that is more than text and numbers it is `predictions.jsonl`, an object a line. Pictures go to the folder
+    `predictions` as PNG files, named in the line. With `data.on_error=replace` the last column `left_out` says why an
+    example has no prediction; how many have none is said on stderr.
+
+    Args:
+      place: a folder of images, or `source@split`.
+      output: the folder to write to.
 
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: it has no images, one of them cannot be read, or the task does not predict classes.
+      ValueError: it has no images, or one of them cannot be read.
     """
-    source = data.open_source(f"images:{folder}", split="all", cache="none", reading=feeding.reading(trained.config))
-    info = trained.task.info
-    names = list(info.class_names) or [str(number) for number in range(info.num_classes or 0)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    source = _open(trained, place)
     replacing = trained.config.data.on_error == "replace"
-    cells: list[str] = []  # of a line without a prediction
-    done = predicted = 0
-
-    def leave_out(end: int) -> None:
-        """Lines for the images up to `end` that gave no prediction."""
-        for index in range(done, end):
-            why = trained.evaluator.reasons.get(index, "cannot be used")
-            writer.writerow([_below(folder, source.describe(index)), *cells, why])
-
-    for number, batch in enumerate(trained.evaluator.predict(trained.params, trained.model_state, source)):
-        if "classes" not in batch:
-            raise ValueError(f"--predict: task {trained.config.task.name} predicts {', '.join(batch)}, not classes")
-        if number == 0:
-            header = _header(batch["classes"].shape[1])
-            cells = [""] * (len(header) - 1)
-            writer.writerow([*header, "left_out"] if replacing else header)
-        for index, classes, probabilities in zip(batch["index"], batch["classes"], batch["probabilities"], strict=True):
-            leave_out(int(index))
-            pairs = [(names[label], f"{value:.6f}") for label, value in zip(classes, probabilities, strict=True)]
-            line = [_below(folder, source.describe(int(index))), *(cell for pair in pairs for cell in pair)]
-            writer.writerow([*line, ""] if replacing else line)
-            done = int(index) + 1
-            predicted += 1
-    leave_out(len(source))
-    if predicted < len(source) and processes.is_first():
-        print(
-            f"{len(source) - predicted} of {len(source)} images left out (config.data.on_error=replace)",
-            file=sys.stderr,
-        )
-    return text.getvalue()
+    pictures = _Pictures(output)
+    lines: dict[int, dict[str, Any]] = {}
+    for batch in trained.evaluator.predict(trained.params, trained.model_state, source):
+        for number, index in enumerate(batch["index"].tolist()):
+            made = trained.task.written({name: value[number] for name, value in batch.items() if name != "index"})
+            file = _below(place, source.describe(index))
+            lines[index] = {"file": file, **pictures.kept(file, made)}
+    columns = list(dict.fromkeys(name for line in lines.values() for name in line))
+    if missing := len(source) - len(lines):
+        reasons = trained.evaluator.reasons
+        for index in range(len(source)):
+            if index not in lines:
+                why = reasons.get(index, "cannot be used")
+                lines[index] = {"file": _below(place, source.describe(index)), "left_out": why}
+        if processes.is_first():
+            print(f"{missing} of {len(source)} images left out (config.data.on_error=replace)", file=sys.stderr)
+    rows = [lines[index] for index in sorted(lines)]
+    if not processes.is_first():
+        return []
+    with preemption.finishing():
+        return [_table(output, rows, [*columns, "left_out"] if replacing else columns), *pictures.finish()]
 
 
-def _header(columns: int) -> Sequence[str]:
-    others = [name for rank in range(2, columns + 1) for name in (f"top{rank}", f"probability{rank}")]
-    return ["file", "class", "probability", *others]
+def _open(trained: Trained, place: str | Path) -> data.Source:
+    name, at, split = str(place).rpartition("@")
+    if at and not Path(place).expanduser().exists():
+        return feeding.open_source(trained.config, name or trained.config.data.name, split)
+    return data.open_source(f"images:{place}", split="all", cache="none", reading=feeding.reading(trained.config))
+
+
+def _table(output: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Path:
+    plain = all(isinstance(value, str | int | float) for row in rows for value in row.values())
+    if not plain:
+        lines = "".join(json_text.text(dict(row)) + "\n" for row in rows)
+        return results.write_text(output / "predictions.jsonl", lines)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return results.write_text(output / "predictions.csv", text.getvalue())
+
+
+class _Pictures:
+    """PNG files, which take the place of those of an earlier command when all of them are there."""
+
+    def __init__(self, output: Path):
+        self._folder, self._part = output / PICTURES, output / f"{PICTURES}.part"
+        self._files: list[str] = []
+
+    def kept(self, file: str, made: Mapping[str, Any]) -> dict[str, Any]:
+        """The line of an example, its pictures written and replaced by their names."""
+        return {name: self._write(file, name, v) if isinstance(v, Picture) else v for name, v in made.items()}
+
+    def _write(self, file: str, name: str, picture: Picture) -> str:
+        stem = re.sub(r"[^\w.-]+", "_", str(Path(file).with_suffix("")))
+        path = f"{stem}_{name}.png"
+        if processes.is_first():
+            if not self._files:
+                shutil.rmtree(self._part, ignore_errors=True)
+                self._part.mkdir(parents=True)
+            _image(picture).save(self._part / path)
+        self._files.append(path)
+        return f"{PICTURES}/{path}"
+
+    def finish(self) -> list[Path]:
+        """Puts the files in their place, and returns the folder, if there are any."""
+        if not self._files:
+            return []
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._part.rename(self._folder)
+        return [self._folder]
+
+
+def _image(picture: Picture) -> Image.Image:
+    pixels = np.asarray(picture.pixels)
+    if pixels.dtype != np.uint8:
+        pixels = np.round(255 * np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1)).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
 
 
 def _below(folder: str | Path, file: str) -> str:

@@ -22,8 +22,8 @@ CURVE_TITLES = {
     "loss": "Loss",
     "top1": "Top-1 accuracy",
     "learning_rate": "Learning rate",
-    "images_per_second": "Speed of training",
 }
+PER_SECOND = "_per_second"
 CSS = """
 :root { color: #1f2933; background: #ffffff; font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; }
 body { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
@@ -89,14 +89,16 @@ def render(
     )
 
 
-def training_curves(history: Sequence[Mapping[str, Any]], best_metric: str) -> list[Chart]:
-    """Loss, the metric that chooses checkpoints, learning rate and speed by step, as far as they were logged."""
+def training_curves(history: Sequence[Mapping[str, Any]], best_metric: str, unit: str = "images") -> list[Chart]:
+    """Loss, the metric that chooses checkpoints, learning rate and speed (`unit` in a second) by step, as far as they
+    were logged.
+    """
     kinds = sorted({row["kind"] for row in history}, key=lambda kind: (kind != "train", kind))
     panels = {
         "loss": ("loss", kinds),
         best_metric: (best_metric, kinds),
         "learning_rate": ("learning rate", ["train"]),
-        "images_per_second": ("images / s", ["train"]),
+        f"{unit}_per_second": (f"{unit} / s", ["train"]),
     }
     charts = []
     for name, (label, wanted) in panels.items():
@@ -133,7 +135,7 @@ def _curve(name: str, label: str, series: Mapping[str, Sequence[tuple[int, float
         _scale(axes, name, [value for points in series.values() for _, value in points])
         if len(series) > 1:
             axes.legend(fontsize=8.5)
-    return Chart(CURVE_TITLES.get(name, name), "", figure)
+    return Chart("Speed of training" if name.endswith(PER_SECOND) else CURVE_TITLES.get(name, name), "", figure)
 
 
 def _scale(axes: Axes, name: str, values: Sequence[float]) -> None:
@@ -142,9 +144,9 @@ def _scale(axes: Axes, name: str, values: Sequence[float]) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    elif name in ("learning_rate", "images_per_second"):
+    elif name == "learning_rate" or name.endswith(PER_SECOND):
         axes.set_ylim(0, 1.06 * max(values) or 1)
-    if name == "images_per_second":
+    if name.endswith(PER_SECOND):
         axes.yaxis.set_major_formatter(thousands)
     if name.startswith("top"):
         axes.yaxis.set_major_formatter(percent)

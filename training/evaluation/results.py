@@ -16,6 +16,7 @@ from training.checkpoints.whole import write_whole
 from training.evaluation import report
 from training.evaluation.trained import Trained
 from training.run.evaluate import Results, scalars
+from training.run.evaluations import Samples
 
 
 def shown(results: Results, columns: Sequence[str]) -> dict[str, float]:
@@ -41,9 +42,18 @@ def table(results: Mapping[str, Results], columns: Sequence[str]) -> str:
 
 
 def write(
-    output: Path, model: Trained, sets: Mapping[str, data.Source], results: Mapping[str, Results], workdir: Path | None
+    output: Path,
+    model: Trained,
+    sets: Mapping[str, data.Source],
+    results: Mapping[str, Results],
+    workdir: Path | None,
+    samples: Mapping[str, Samples] | None = None,
 ) -> list[Path]:
     """Writes `<set>.json` for every set and `report.html`, and returns the files; one process of several does so.
+
+    Args:
+      workdir: of the run, for the curves of its training.
+      samples: of each set what the report shows of single examples (`Task.samples`).
 
     Raises:
       OSError: the folder cannot be written.
@@ -51,7 +61,7 @@ def write(
     if jax.process_index() != 0:
         return []
     about = {
-        "model": model.config.model.name,
+        "model": model.task.model_name,
         "step": model.step,
         "weights": model.weights,
         "config_hash": configs.digest(model.config),
@@ -64,7 +74,7 @@ def write(
         content = {**about, **place, "results": found}
         files.append(write_text(output / f"{label}.json", json_text.text(content, indent=1) + "\n"))
     facts = {
-        "model": model.config.model.name,
+        "model": model.task.model_name,
         "step": f"{model.step:,}",
         "weights": "moving average" if model.weights == "ema" else "raw parameters",
         "data": ", ".join(_extent(label, source, results[label]) for label, source in sets.items()),
@@ -72,11 +82,14 @@ def write(
     }
     history = report.read_history(workdir / "metrics.jsonl") if workdir else []
     text = report.render(
-        f"{model.config.model.name} on {model.config.data.name}",
+        f"{model.task.model_name} on {model.config.data.name}",
         facts,
         {label: shown(found, model.task.columns) for label, found in results.items()},
-        {label: model.task.report(found, sets[label]) for label, found in results.items()},
-        report.training_curves(history, model.task.best_metric[0]),
+        {
+            label: model.task.report(found, sets[label], (samples or {}).get(label, {}))
+            for label, found in results.items()
+        },
+        report.training_curves(history, model.task.best_metric[0], model.task.unit),
         configs.flat_values(model.config),
         configs.flat_values(configs.from_dict(base.get_config().to_dict())),
         {label: found["left_out_reasons"] for label, found in results.items() if found.get("left_out")},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from tasks.base import Task
 from training.checkpoints import initial, partners
 from training.distributed import mesh, processes
 from training.run.evaluate import Evaluator, Results
+from training.run.evaluations import Evaluations
 from training.run.log import Terminal
 from training.run.state import Flat
 
@@ -47,12 +47,9 @@ class Trained:
         """The task's results on one set."""
         return self.evaluator(self.params, self.model_state, source)
 
-    def evaluate_sets(self, sets: Mapping[str, data.Source]) -> dict[str, Results]:
-        """The results on each set, by its label; all of them are checked before the first one is evaluated."""
-        with contextlib.closing(self.evaluator.serving(sets.values())) as evaluator:
-            for source in sets.values():
-                evaluator.check(source)
-            return {label: self.evaluate(source) for label, source in sets.items()}
+    def evaluations(self) -> Evaluations:
+        """The sets of the configuration; all of them are checked before the first one is evaluated."""
+        return Evaluations(self.config, self.evaluator)
 
 
 def load(

@@ -62,6 +62,7 @@ class Plan:
     """One compiled step; sizes in bytes and times in seconds, of one device.
 
     Attributes:
+      unit, units_per_example: what the speed is counted in.
       parts: what the arguments of the step consist of, by name, padding not counted.
       arguments, outputs, temporaries, code: as the compiler says; outputs without those that take an argument's place.
       kept: activations that the forward pass keeps for the backward pass, traced (`models.summarize`); a part of the
@@ -84,6 +85,8 @@ class Plan:
     cost: hlo_cost.Cost
     exchanges: tuple[Exchange, ...]
     compile_seconds: float
+    unit: str = "images"
+    units_per_example: float = 1
 
     @property
     def devices(self) -> int:
@@ -179,7 +182,7 @@ def make(config: Config, topology: Topology) -> Plan:
     return Plan(
         topology=topology,
         axes=dict(run.mesh.shape),
-        model=config.model.name,
+        model=run.task.model_name,
         precision=config.train.precision,
         batch_size=config.data.batch_size,
         parts=_parts(run),
@@ -192,6 +195,8 @@ def make(config: Config, topology: Topology) -> Plan:
         cost=cost,
         exchanges=_exchanges(cost, topology, list(run.mesh.devices.flat)),
         compile_seconds=seconds,
+        unit=run.task.unit,
+        units_per_example=run.task.units_per_example(),
     )
 
 
@@ -280,7 +285,7 @@ def _does_not_fit(run: Run, topology: Topology, needed: float) -> DoesNotFit:
     if smaller := int(batch * max(usable - state, 0) / (needed - state)) // multiple * multiple:
         changes.append(f"data.batch_size={smaller}")
     message = (
-        f"{config.model.name} with data.batch_size={batch} does not fit on {topology}: a step needs "
+        f"{run.task.model_name} with data.batch_size={batch} does not fit on {topology}: a step needs "
         f"{needed / GIB:.2f} GiB a device, there are {usable / GIB:.2f} GiB; more chips help, or "
         f"{', '.join(f'--config.{change}' for change in changes) or 'a smaller model'}"
     )

@@ -118,7 +118,8 @@ def _exchanges(made: Plan) -> Sequence[Row]:
 
 def _time(made: Plan) -> Sequence[Row]:
     def rate(seconds: float) -> str:
-        return f"{made.batch_size / seconds:,.0f} images/s, MFU {made.utilization(seconds):.1%}"
+        speed = made.batch_size * made.units_per_example / seconds
+        return f"{speed:,.0f} {made.unit}/s, MFU {made.utilization(seconds):.1%}"
 
     share = made.exchange_seconds() / made.step_seconds
     return [

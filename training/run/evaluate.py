@@ -7,11 +7,11 @@ and its set, so results depend neither on the batch size nor on the number of pr
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -21,93 +21,18 @@ import numpy as np
 import data
 import models
 from configs import Config
-from data import classes
-from data.split import usual_name
 from tasks.base import Task
+from tasks.metrics import Metric
 from training.checkpoints import initial
 from training.distributed import hostread, mesh
 from training.run import compiling, feeding
 from training.run.log import Terminal
+from training.run.sets import in_classes_of
 from training.run.state import Flat
 from training.run.step import merge_partners
 
 Results = dict[str, Any]
 KEPT_REASONS = 20
-
-
-def set_names(config: Config) -> dict[str, tuple[str, str]]:
-    """The evaluation sets of a configuration, `{label: (source, split)}`: `data.eval_split` first, then `eval.sets`.
-
-    An entry of `eval.sets` is `label=source@split`; an empty source is `data.name`, as in `train=@train[:500]`.
-
-    Raises:
-      ValueError: an entry that cannot be read, or a label that is used twice.
-    """
-    sets = {re.sub(r"[^\w.-]+", "_", config.data.eval_split).strip("_"): (config.data.name, config.data.eval_split)}
-    for entry in config.eval.sets:
-        label, equals, place = entry.partition("=")
-        source, at, split = place.rpartition("@")
-        if not (equals and at and split and re.fullmatch(r"[\w.-]+", label)):
-            raise ValueError(
-                f"config.eval.sets: {entry!r} is not 'label=source@split', such as 'train=digits@train[:500]' "
-                "(label: letters, digits, '_', '-', '.'; an empty source is data.name)"
-            )
-        if label in sets:
-            raise ValueError(f"config.eval.sets: the label {label!r} is used twice; there is {', '.join(sets)}")
-        sets[label] = (source or config.data.name, split)
-    return sets
-
-
-def open_sets(config: Config, sources: Mapping[str, data.Source] | None = None) -> dict[str, data.Source]:
-    """The data sources to evaluate on, by label.
-
-    Args:
-      sources: in place of those that the configuration names; all but `"train"` are evaluation sets.
-    """
-    if sources is not None:
-        return {label: source for label, source in sources.items() if label != "train"}
-    return {label: feeding.open_source(config, name, split) for label, (name, split) in set_names(config).items()}
-
-
-def notes(config: Config, sets: Mapping[str, data.Source]) -> list[str]:
-    """What to know of the evaluation sets of a run: that one lacks classes, that checkpoints are chosen on a test set.
-
-    Args:
-      sets: by label; the first is the one that checkpoints are chosen on.
-    """
-    found = [note for source in sets.values() for note in source.info.notes]
-    info = next(iter(sets.values())).info if sets else None
-    if info is not None and config.checkpoint.keep_best:
-        spare = next((name for name in info.splits if usual_name(name) == "val"), None)
-        if spare and {usual_name(part.partition("[")[0].strip()) for part in info.split.split("+")} == {"test"}:
-            found.append(
-                f"the best checkpoints are chosen on the split {info.split!r} of {info.name}; to keep it for the end, "
-                f"choose on {spare!r}: --config.data.eval_split={spare}"
-            )
-    return found
-
-
-def in_classes_of(task: Task, source: data.Source) -> data.Source:
-    """The set with the labels of the model: matched by name, where both have names. It may have fewer classes.
-
-    Raises:
-      ValueError: it has a class that the model lacks or, without names, another number of them.
-    """
-    return classes.labelled_as(source, task.info)
-
-
-def check_classes(task: Task, sets: Mapping[str, data.Source]) -> list[str]:
-    """Refuses a set with classes that the model lacks.
-
-    Returns:
-      A sentence for each set whose labels are not simply the model's.
-
-    Raises:
-      ValueError: see `in_classes_of`.
-    """
-    count = task.info.num_classes or 0
-    found = {label: classes.described(classes.places(source.info, task.info), count) for label, source in sets.items()}
-    return [f"{label} ({sets[label].info.name}): {said}" for label, said in found.items() if said]
 
 
 def flat_results(values: Mapping[str, Any]) -> Results:
@@ -142,6 +67,7 @@ class Evaluator:
     Attributes:
       reasons: why examples of the set that was read last were left out, by their index, as far as this process read
         them.
+      samples: arrays of the first `Task.samples` examples of the set that was evaluated last.
     """
 
     def __init__(
@@ -164,32 +90,45 @@ class Evaluator:
         Raises:
           ValueError: the devices cannot share a batch equally, or a set is empty.
         """
-        self.task, self.graph, self.config = task, graph, config
+        self.task, self.graph, self.config, self.mesh = task, graph, config, device_mesh
         self.terminal = terminal or Terminal(quiet=True)
         self.partner_graphs, self.partner_arrays = partner_graphs, partner_arrays
         batch_size = config.eval.batch_size or config.data.batch_size
         key = "config.eval.batch_size" if config.eval.batch_size else "config.data.batch_size"
         mesh.check_batch(key, batch_size, device_mesh)
         self.batch_size = batch_size
-        self.metrics = task.metrics()
+        self.metrics, self.fit_metrics = task.metrics(), task.fit_metrics()
         self.reasons: dict[int, str] = {}
+        self.samples: dict[str, np.ndarray] = {}
         self._said: set[str] = set()
         self.batch_sharding = mesh.batch_sharding(device_mesh)
         self.serving(sets)
         whole = mesh.replicated(device_mesh)
         self._traced = mesh.under(device_mesh, self._outputs)
-        self._init = jax.jit(self._fresh, out_shardings=whole)
+        self._init = jax.jit(lambda: _fresh(self.metrics), out_shardings=whole)
 
         def compiled(function: Any, what: str, **options: Any) -> compiling.Ahead:
             jitted = jax.jit(mesh.under(device_mesh, function), out_shardings=whole, **options)
             return compiling.Ahead(jitted, what, self.terminal)
 
         self._step = compiled(self._update, "the evaluation", donate_argnums=0)
+        self._fit_step = compiled(self._update_fit, "the first pass of the evaluation", donate_argnums=0)
         self._predict = compiled(self._predictions, "the prediction")
         self._generate = compiled(self._samples, "the generation")
 
-    def _fresh(self) -> Any:
-        return {"counted": jnp.zeros((), jnp.int32), **{name: metric.init() for name, metric in self.metrics.items()}}
+    def changed(self, config: Config) -> Evaluator:
+        """An evaluator of the same model by another configuration: transforms, batch size, task options."""
+        task = self.task.changed(config)
+        return Evaluator(
+            task, self.graph, config, self.mesh, self.partner_graphs, self.partner_arrays, terminal=self.terminal
+        )
+
+    def _start(self, metrics: Mapping[str, Metric], info: data.Info) -> Any:
+        """The states of no examples of a set."""
+        if metrics is self.metrics and not any(metric.of_set for metric in metrics.values()):
+            return self._init()
+        make = jax.jit(lambda: _fresh(metrics, info), out_shardings=mesh.replicated(self.mesh))
+        return make()
 
     def _outputs(self, params: Flat, model_state: Flat, batch: Mapping[str, jax.Array], partners: Any, key: Any) -> Any:
         model = models.merge(self.graph, params, model_state)
@@ -198,12 +137,26 @@ class Evaluator:
         return self.task.forward(model, batch, train=False, key=keys, partners=helpers)
 
     def _update(
-        self, states: Any, params: Flat, model_state: Flat, batch: Any, partners: Any, key: jax.Array | None = None
-    ) -> Any:
+        self,
+        states: Any,
+        params: Flat,
+        model_state: Flat,
+        batch: Any,
+        partners: Any,
+        key: jax.Array | None = None,
+        fitted: Any = None,
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """The states with one more batch in them, and what metrics on the host need of it."""
         outputs = self._outputs(params, model_state, batch, partners, key)
-        counted = states["counted"] + jnp.sum(batch["valid"] > 0, dtype=jnp.int32)
-        updated = {name: metric.update(states[name], outputs, batch) for name, metric in self.metrics.items()}
-        return {"counted": counted, **updated}
+        if fitted is not None:
+            outputs = self.task.compare(outputs, batch, fitted)
+        found: dict[str, jax.Array] = {}
+        if self.task.host_metrics():
+            found = {"index": batch["index"], "valid": batch["valid"], **self.task.predictions(outputs, batch)}
+        return _updated(self.metrics, states, outputs, batch), found
+
+    def _update_fit(self, states: Any, params: Flat, model_state: Flat, batch: Any, partners: Any, key: Any) -> Any:
+        return _updated(self.fit_metrics, states, self._outputs(params, model_state, batch, partners, key), batch)
 
     def _predictions(self, params: Flat, model_state: Flat, batch: Any, partners: Any, key: Any) -> Any:
         found = self.task.predictions(self._outputs(params, model_state, batch, partners, key), batch)
@@ -238,13 +191,31 @@ class Evaluator:
                     self._check_size(present, source)
                 yield mesh.put_batch(present, self.batch_sharding)
 
-    def check(self, source: data.Source) -> None:
+    def check(self, source: data.Source, fit: data.Source | None = None) -> None:
         """Refuses a set that the model cannot be evaluated on, before anything is compiled.
 
+        Args:
+          fit: the set that is seen before it.
+
         Raises:
-          ValueError: it has another number of classes, or transforms that the task or the model cannot take.
+          ValueError: it has another number of classes, or transforms that the task or the model cannot take; or the
+            task needs a set that it can see before, or can do nothing with one.
         """
         source = in_classes_of(self.task, source)
+        name = self.config.task.name
+        if fit is None and self.fit_metrics:
+            raise ValueError(
+                f"task {name!r} sees one set and measures on another: config.eval.fit=@train, or fit in an entry of "
+                "config.eval.sets, says which it sees"
+            )
+        if fit is not None:
+            if not self.fit_metrics:
+                raise ValueError(f"config.eval.fit: task {name!r} has no use for a set that is seen before")
+            self.check_example(fit)
+        self.check_example(source)
+
+    def check_example(self, source: data.Source) -> None:
+        """Sends one example of a set through its transforms. ValueError for one that does not fit."""
         self._check_size(feeding.check(self.config, source, self.spec(source.info), training=False), source)
 
     def _check_size(self, batch: Mapping[str, np.ndarray], source: data.Source) -> None:
@@ -262,7 +233,7 @@ class Evaluator:
             jax.eval_shape(self._traced, *arrays, shapes, self.partner_arrays, jax.random.key(0))
         except Exception as error:  # of any kind: a model says in its own way that something does not fit
             raise ValueError(
-                f"{given}, and this {self.config.model.name} takes {made_for} only (for another size change "
+                f"{given}, and this {self.task.model_name} takes {made_for} only (for another size change "
                 f"config.data.image_size too): {' '.join(str(error).split())[:200]}"
             ) from error
         if jax.process_index() == 0 and given not in self._said:
@@ -281,11 +252,18 @@ class Evaluator:
             self._pool.close()
 
     def __call__(
-        self, params: Flat, model_state: Flat, source: data.Source, *, most_batches: int | None = None
+        self,
+        params: Flat,
+        model_state: Flat,
+        source: data.Source,
+        *,
+        fit: data.Source | None = None,
+        most_batches: int | None = None,
     ) -> Results:
-        """Evaluates one set and reads the results from the devices, once.
+        """Evaluates one set and reads the results from the devices, once, but for what metrics on the host need.
 
         Args:
+          fit: the set that is seen before, by `Task.fit_metrics`.
           most_batches: stop after this many batches (dry runs).
 
         Returns:
@@ -295,23 +273,65 @@ class Evaluator:
           ValueError: the set has no examples, lacks a field, or has other classes than the model.
         """
         source = in_classes_of(self.task, source)
-        states, batches, key = self._init(), 0, _set_key(0, source)
-        steps = min(-(-len(source) // self.batch_size), most_batches or len(source))
-        for batch in itertools.islice(self._on_device(source, complete=True), most_batches):
+        fitted = None if fit is None else self._fitted(params, model_state, fit, most_batches)
+        hosts = self.task.host_metrics()
+        states, batches, key = self._start(self.metrics, source.info), 0, _set_key(0, source)
+        for batch in self._shown(source, most_batches):
             # One batch is ahead on the devices, and no more: a signal is served, and shown progress is true.
             jax.block_until_ready(states)
-            self.terminal.part(f"evaluating {source.info.split}", batches, steps)
-            states = self._step(states, params, model_state, batch, self.partner_arrays, key)
+            states, found = self._step(states, params, model_state, batch, self.partner_arrays, key, fitted)
             batches += 1
-        self.terminal.clear()
-        states = hostread.read(states)
-        results = flat_results({name: metric.finish(states[name]) for name, metric in self.metrics.items()})
+            if hosts:
+                predictions = _without_padding(found)
+                for host in hosts.values():
+                    host.update(predictions, source)
+        states, reasons = hostread.read(states), self.reasons
+        values = {name: metric.finish(states[name]) for name, metric in self.metrics.items()}
+        values |= {name: host.finish() for name, host in hosts.items()}
+        if self.task.samples:
+            values |= self._of_samples(params, model_state, source)
+        results = flat_results(values)
         if missing := min(len(source), batches * self.batch_size) - int(states["counted"]):
-            reasons = [self.reasons[index] for index in sorted(self.reasons)][:KEPT_REASONS]
-            results |= {"left_out": missing, "left_out_reasons": reasons}
+            said = [reasons[index] for index in sorted(reasons)][:KEPT_REASONS]
+            results |= {"left_out": missing, "left_out_reasons": said}
         return results
 
-    def predict(self, params: Flat, model_state: Flat, source: data.Source) -> Iterator[dict[str, np.ndarray]]:
+    def _shown(self, source: data.Source, most_batches: int | None) -> Iterator[dict[str, jax.Array]]:
+        """The batches of a set on the devices, with their progress on the terminal."""
+        steps = min(-(-len(source) // self.batch_size), most_batches or len(source))
+        for number, batch in enumerate(itertools.islice(self._on_device(source, complete=True), most_batches)):
+            self.terminal.part(f"evaluating {source.info.split}", number, steps)
+            yield batch
+        self.terminal.clear()
+
+    def _fitted(self, params: Flat, model_state: Flat, source: data.Source, most_batches: int | None) -> Any:
+        """The states of `Task.fit_metrics` over a set; they stay on the devices."""
+        states, key = self._start(self.fit_metrics, source.info), _set_key(0, source)
+        for batch in self._shown(source, most_batches):
+            jax.block_until_ready(states)
+            states = self._fit_step(states, params, model_state, batch, self.partner_arrays, key)
+        return {name: states[name] for name in self.fit_metrics}
+
+    def _of_samples(self, params: Flat, model_state: Flat, source: data.Source) -> dict[str, Any]:
+        """Keeps what the task makes of the first examples of a set, and measures it."""
+        count, generates = self.task.samples, self.task.generates
+        made = self.generate(params, model_state, source, 0) if generates else self.predict(params, model_state, source)
+        count = count if generates else min(count, len(source))
+        parts: list[dict[str, np.ndarray]] = []
+        with contextlib.closing(made):
+            for part in made:
+                parts.append(part)
+                if sum(len(one["index"]) for one in parts) >= count:
+                    break
+        self.samples = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+        hosts = self.task.sample_metrics()
+        for host in hosts.values():
+            host.update(self.samples, source)
+        return {name: host.finish() for name, host in hosts.items()}
+
+    def predict(
+        self, params: Flat, model_state: Flat, source: data.Source
+    ) -> Generator[dict[str, np.ndarray], None, None]:
         """The task's predictions for every example of a set, in batches without padding, with `index`.
 
         Fields that only the loss and the metrics need, such as labels, may be absent.
@@ -322,7 +342,7 @@ class Evaluator:
 
     def generate(
         self, params: Flat, model_state: Flat, source: data.Source, seed: int
-    ) -> Iterator[dict[str, np.ndarray]]:
+    ) -> Generator[dict[str, np.ndarray], None, None]:
         """What a generative task makes from the conditions in each example of a set, in batches with `index`, for ever:
         after the last example the first one gives another sample.
         """
@@ -330,6 +350,22 @@ class Evaluator:
         for number, batch in enumerate(self._on_device(source, complete=False, endless=True)):
             first = np.int32(number * self.batch_size)
             yield _without_padding(self._generate(params, model_state, batch, self.partner_arrays, key, first))
+
+
+def _fresh(metrics: Mapping[str, Metric], info: data.Info | None = None) -> Any:
+    """The states of no examples, and how many examples there were."""
+    return {
+        "counted": jnp.zeros((), jnp.int32),
+        **{name: metric.of_set(info) if metric.of_set and info else metric.init() for name, metric in metrics.items()},
+    }
+
+
+def _updated(metrics: Mapping[str, Metric], states: Any, outputs: Any, batch: Any) -> Any:
+    counted = states["counted"] + jnp.sum(batch["valid"] > 0, dtype=jnp.int32)
+    return {
+        "counted": counted,
+        **{name: metric.update(states[name], outputs, batch) for name, metric in metrics.items()},
+    }
 
 
 def _set_key(seed: int, source: data.Source) -> jax.Array:

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from errors import MachineFault
 from training.checkpoints.whole import set_aside
 
 NAME = "lock"
@@ -26,7 +27,7 @@ SECONDS_HERE = 5.0  # in which a process that was told to end does so
 SECONDS_ELSEWHERE = 100.0  # after which an NFS server gives up a machine that is gone, and its locks (RFC 7530: 90 s)
 
 
-class WorkdirInUse(OSError):
+class WorkdirInUse(MachineFault):
     """Another run works in the workdir."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,20 +44,26 @@ class Terminal:
         self.stream.flush()
         self._open = False
 
-    def progress(self, step: int, total: int, row: Mapping[str, Any]) -> None:
+    def progress(
+        self, step: int, total: int, row: Mapping[str, Any], shown: Sequence[str] = (), unit: str = "images"
+    ) -> None:
         """Shows step, loss, speed, remaining time and the share of time spent waiting for data; what is None was not
         measured and is left out.
+
+        Args:
+          shown: further values of the row.
+          unit: what `<unit>_per_second` counts.
         """
         if self.quiet:
             return
         parts = [f"step {step}/{total}"]
-        shown = {"loss": 4, "top1": 3, "accuracy": 3, "psnr": 3}
-        parts += [f"{name} {row[name]:.{digits}f}" for name, digits in shown.items() if row.get(name) is not None]
+        digits = {"loss": 4, **dict.fromkeys(shown, 3)}
+        parts += [f"{name} {row[name]:.{places}f}" for name, places in digits.items() if row.get(name) is not None]
         if row.get("skipped_steps"):
             parts.append(f"skipped {row['skipped_steps']}")
         parts += [
             f"lr {row['learning_rate']:.2e}",
-            f"{row['images_per_second']:.0f} images/s",
+            f"{row[f'{unit}_per_second']:.0f} {unit}/s",
             f"ETA {format_time(row['eta_seconds'])}",
             f"data wait {row['data_wait']:.1%}",
         ]

@@ -27,6 +27,8 @@ from training.distributed import hostread, mesh, processes
 from training.distributed.preemption import Preempted, Signals
 from training.run import began, branch, compiling, evaluate, feeding, goodput, provenance, summary
 from training.run import workdir as workdirs
+from training.run.eval_round import SAVED, EvalRound
+from training.run.evaluations import Evaluations
 from training.run.goodput import Window
 from training.run.health import check as check_health
 from training.run.lock import Lock
@@ -38,7 +40,6 @@ from training.run.step import finish_metrics
 
 MOST_STEPS_UNDER_WAY = 2
 NOTHING_TO_SAVE = "before the first step, with nothing to save; the same command continues"
-SAVED = "state saved; the same command continues"
 DRY_RUN = {
     "train.steps": 2,
     "optim.warmup": "0",
@@ -116,12 +117,8 @@ def train(
             )
             for note in began.changes(first, run, f"--workdir={workdir}") if first else ():
                 terminal.say(note)
-            sets = evaluate.open_sets(config, sources)
-            for note in evaluate.check_classes(run.task, sets):
-                terminal.say(note)
-            sets = {label: evaluate.in_classes_of(run.task, source) for label, source in sets.items()}
             session = Session(
-                run, workdir, sets, terminal, overrides or {}, most_eval_batches, signals, continuation, started
+                run, workdir, sources, terminal, overrides or {}, most_eval_batches, signals, continuation, started
             )
         with session:
             return session.run_steps(profile, peak)
@@ -134,7 +131,7 @@ class Session:
         self,
         run: Run,
         workdir: Path,
-        sets: Mapping[str, data.Source],
+        sources: Mapping[str, data.Source] | None,
         terminal: Terminal,
         overrides: Mapping[str, Any],
         most_eval_batches: int | None,
@@ -142,27 +139,16 @@ class Session:
         continuation: branch.Continuation,
         started: float,
     ):
-        self.run, self.workdir, self.sets, self.terminal = run, workdir, sets, terminal
-        self.most_eval_batches, self.signals, self.continuation = most_eval_batches, signals, continuation
+        self.run, self.workdir, self.terminal = run, workdir, terminal
+        self.signals, self.continuation = signals, continuation
         self.primary = processes.is_first()
         config = run.config
-        self.log_every, self.eval_every, self.save_every = (
-            run.steps(group.every_steps) for group in (config.log, config.eval, config.checkpoint)
-        )
-        self.on_eval_error = config.eval.on_error
+        self.log_every, self.save_every = (run.steps(group.every_steps) for group in (config.log, config.checkpoint))
         self.started = started
-        self.evaluator = evaluate.Evaluator(
-            run.task,
-            run.graph,
-            config,
-            run.mesh,
-            run.partner_graphs,
-            run.partner_arrays,
-            terminal=terminal,
-            sets=sets.values(),
+        evaluator = evaluate.Evaluator(
+            run.task, run.graph, config, run.mesh, run.partner_graphs, run.partner_arrays, terminal=terminal
         )
-        for source in sets.values():
-            self.evaluator.check(source)
+        self.evaluations = Evaluations(config, evaluator, sources)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -177,7 +163,6 @@ class Session:
             best_metric=best,
             best_mode=mode,
         )
-        self.best_metric = best
         compiled = compiling.spent
         self.state = self._restore_or_start()
         step, bad_steps = hostread.read((self.state.step, self.state.health["bad_steps"]))
@@ -193,9 +178,18 @@ class Session:
             run_id = continuation.begin(run, workdir, overrides, self.step, terminal)
             began.note(workdir, run)
         self.skipped_steps = 0  # as far as the host has read
-        self.eval_results: dict[str, Any] = {}
-        self.eval_failures: dict[str, str] = {}  # of the sets that have no results
         self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary, run_id)
+        self.evaluation = EvalRound(
+            run,
+            self.evaluations,
+            checkpoints=self.checkpoints,
+            save=self._save,
+            writers=self.writers,
+            terminal=terminal,
+            signals=signals,
+            ledger=self.ledger,
+            most_batches=most_eval_batches,
+        )
         name = "examples.jsonl" if self.primary else f"examples-{jax.process_index()}.jsonl"
         self.example_ids = Jsonl(workdir / name, self.step) if config.log.example_ids else None
         if self.checkpoints.latest() is None and continuation.origin:
@@ -220,13 +214,13 @@ class Session:
         run, total = self.run, self.run.total_steps
         if self.primary and self.first_step == 0 and not self.terminal.quiet:
             self.terminal.say(provenance.headline(run))
-            for note in (*run.source.info.notes, *evaluate.notes(run.config, self.sets)):
+            for note in (*run.source.info.notes, *self.evaluations.notes):
                 self.terminal.say(note)
         window = Window()
         under_way: collections.deque[jax.Array] = collections.deque()
         tracer = Tracer(self.workdir / "profile", self.first_step, total) if profile else None
-        if self.first_step and self._evaluation_is_due() and not self._was_evaluated():
-            self._evaluate()  # the run was cut short between a save and this
+        if self.first_step and self.evaluation.due(self.step) and not self.evaluation.was_held(self.step):
+            self._evaluate(self.evaluation.due(self.step))  # the run was cut short between a save and this
         with contextlib.closing(
             feeding.train_stream(
                 run.config, run.source, self.step * run.config.data.batch_size, mesh.batch_sharding(run.mesh)
@@ -299,7 +293,7 @@ class Session:
         if last or (self.log_every and self.step % self.log_every == 0):
             self._log(window, stats)
         # Whoever is asked to leave has no time for an evaluation: the run that continues begins with it.
-        evaluating = (last or self._evaluation_is_due()) and not signal_number
+        evaluating = [] if signal_number else self.evaluation.due(self.step)
         if evaluating:
             jax.block_until_ready(self.state.step)
             window.restart()
@@ -316,21 +310,9 @@ class Session:
         if evaluating:
             if several:  # one whose evaluation failed could not end the save: that takes all of them
                 self.checkpoints.wait()
-            self._evaluate()
+            self._evaluate(evaluating)
             self.ledger.note(self.step)
             window.restart(count=False)
-
-    def _evaluation_is_due(self) -> bool:
-        """At its period, but not one step before the last, which is evaluated anyway."""
-        if not self.eval_every or self.step % self.eval_every:
-            return False
-        return self.eval_every == 1 or self.step != self.run.total_steps - 1
-
-    def _was_evaluated(self) -> bool:
-        """Whether the log has the evaluation of this step, or no further one is to come anyway."""
-        rows = self.writers.rows(self.step) if self.primary else []
-        noted = any(str(row.get("kind", "")).startswith("eval/") for row in rows)
-        return self.step == self.run.total_steps or processes.first_says(noted)
 
     def _log(self, window: Window, stats: Mapping[str, Any]) -> None:
         sums, health, taken = hostread.read((self.state.metrics, self.state.health, self.state.opt_state["count"]))
@@ -338,7 +320,7 @@ class Session:
         seconds = time.perf_counter() - window.begin
         row = finish_metrics(self.run.task, sums)
         row["learning_rate"] = float(self.run.learning_rate(max(int(taken) - 1, 0)))
-        row["images_per_second"] = window.steps * self.run.config.data.batch_size / seconds if window.steps else 0.0
+        row |= self._speed(window.steps, seconds)
         row["eta_seconds"] = (self.run.total_steps - self.step) * seconds / max(window.steps, 1)
         row["data_wait"] = window.waited / seconds
         row["skipped_steps"] = int(health["bad_steps"])
@@ -351,9 +333,16 @@ class Session:
         row.update({f"data_{name}": int(value) for name, value in stats.items()})
         if self.primary:
             self.writers.write(self.step, "train", row)
-            self.terminal.progress(self.step, self.run.total_steps, row)
+            task = self.run.task
+            self.terminal.progress(self.step, self.run.total_steps, row, task.progress(), task.unit)
         self.state = dataclasses.replace(self.state, metrics=self.run.fresh_metrics())
         window.restart()
+
+    def _speed(self, steps: int, seconds: float) -> dict[str, float]:
+        """`{"images_per_second": ...}`, or of whatever the task counts."""
+        task = self.run.task
+        count = steps * self.run.config.data.batch_size * task.units_per_example()
+        return {f"{task.unit}_per_second": count / seconds}
 
     def _check_health(self, health: Mapping[str, Any]) -> None:
         self.skipped_steps, train = int(health["bad_steps"]), self.run.config.train
@@ -367,74 +356,8 @@ class Session:
             saved=self.checkpoints.latest(),
         )
 
-    def _evaluate(self) -> None:
-        """Evaluates every set, and notes with the checkpoint of this step, if there is one, how good it is on the
-        first.
-        """
-        compiled = compiling.spent
-        with self.ledger.spending("evaluation"):
-            self._evaluate_sets()
-        self.ledger.move(compiling.spent - compiled, "evaluation", "compilation")
-
-    def _evaluate_sets(self) -> None:
-        self.eval_results, self.eval_failures = {}, {}
-        use_ema = bool(self.run.config.optim.ema) and self.run.config.eval.use_ema
-        chosen = self.state.ema if use_ema else {"params": self.state.params, "model_state": self.state.model_state}
-        for label, source in self.sets.items():
-            try:
-                with self.signals.at_once("in an evaluation"):
-                    results = self.evaluator(
-                        chosen["params"], chosen["model_state"], source, most_batches=self.most_eval_batches
-                    )
-            except Preempted as stop:
-                raise self._leave_evaluation(stop) from None
-            except Exception as error:
-                self.eval_failures[label] = self._failed_evaluation(label, error)
-                continue
-            self.eval_results[label] = results
-        if self.primary:
-            for label, results in self.eval_results.items():
-                scalars = evaluate.scalars(results)
-                self.writers.write(self.step, f"eval/{label}", scalars)
-                shown = [k for k in (self.run.task.columns or scalars) if k in scalars][:3]
-                self.terminal.say(
-                    f"step {self.step} eval {label}: " + "  ".join(f"{k} {scalars[k]:.4f}" for k in shown)
-                )
-                if note := evaluate.left_out(results, self.sets[label]):
-                    self.terminal.say(f"step {self.step} eval {label}: {note}")
-
-        metric = self.eval_results.get(next(iter(self.sets), ""), {}).get(self.best_metric)
-        if metric is not None:
-            self.checkpoints.attach(self.step, metric)
-
-    def _leave_evaluation(self, stop: Preempted) -> Preempted:
-        """Saves the state, if it is not saved, and says so; what was evaluated is dropped."""
-        self.terminal.clear()
-        if processes.connection() is None:  # several have saved it
-            self._save()
-        self.checkpoints.wait()
-        text = f"signal {stop.number} in the evaluation of step {self.step}, which is dropped: {SAVED}"
-        return Preempted(text, stop.number, together=False)
-
-    def _failed_evaluation(self, label: str, error: Exception) -> str:
-        """Says why a set cannot be evaluated, and returns it.
-
-        Raises:
-          the error, where the run is to stop; its state is saved before.
-        """
-        alone = processes.connection() is None
-        if alone:
-            self._save()
-            self.checkpoints.wait()
-        if not isinstance(error, ValueError | OSError):  # a fault of this code
-            raise error
-        text = f"evaluation of {label} at step {self.step}: {' '.join(str(error).split())}"
-        if not alone or self.on_eval_error == "stop":
-            choice = " (eval.on_error=continue goes on without it)" if alone else ""
-            kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(f"{text}; the state of this step is saved, and the same command continues{choice}") from error
-        self.terminal.say(f"{text}; the run goes on (eval.on_error=continue)")
-        return text
+    def _evaluate(self, labels: list[str]) -> None:
+        self.evaluation.hold(labels, self.step, self.state)
 
     def _save(self) -> None:
         self._check_health(hostread.read(self.state.health))
@@ -444,13 +367,14 @@ class Session:
 
     def _finish(self, window: Window) -> dict[str, Any]:
         self.checkpoints.wait()
-        if not self.eval_results and not self.eval_failures:  # a run that was stopped between its last save and here
-            self._evaluate()
+        held = self.evaluation
+        if not held.results and not held.failures:  # a run that was stopped between its last save and here
+            self._evaluate(held.due(self.step))
         seconds = max(window.all_seconds, 1e-9)
         totals = {
             "seconds": time.perf_counter() - self.started,
             "data_wait": window.all_waited / seconds,
-            "images_per_second": window.all_steps * self.run.config.data.batch_size / seconds,
+            **self._speed(window.all_steps, seconds),
             "skipped_steps": self.skipped_steps,
         }
         params = hostread.read(self.state.params)
@@ -460,7 +384,7 @@ class Session:
             self.terminal.say(f"{replaced} training examples were replaced (config.data.on_error=replace){first}")
         if self.utilization is not None:
             totals |= self.utilization.of(window.all_steps, window.all_seconds)
-        result = summary.make(self.run, self.step, params, self.eval_results, self.eval_failures, totals)
+        result = summary.make(self.run, self.step, params, held.results, held.failures, totals)
         self.ledger.note(self.step)
         result["goodput"] = self.ledger.result()
         if self.primary:
@@ -474,7 +398,7 @@ class Session:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.evaluator.close()
+        self.evaluations.close()
         self.writers.close()
         if self.example_ids:
             self.example_ids.close()

@@ -39,7 +39,7 @@ def headline(run: Run) -> str:
     device = jax.devices()[0]
     mesh = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items())
     lines = [
-        f"{config.model.name} on {config.data.name}: {run.examples} examples, {run.total_steps} steps of "
+        f"{run.task.model_name} on {config.data.name}: {run.examples} examples, {run.total_steps} steps of "
         f"{config.data.batch_size} "
         f"({run.total_steps * config.data.batch_size / run.examples:.1f} epochs), {config.train.precision}, "
         f"{config.optim.name}",

@@ -43,7 +43,7 @@ def make(
         "params_sha256": checkpoint.params_sha256(params),
         "commit": facts.commit(),
         "seed": run.config.seed,
-        "model": run.config.model.name,
+        "model": run.task.model_name,
         "data": run.config.data.name,
         "parameters": int(sum(p.size for p in params.values())),
         "versions": facts.versions(),
