@@ -22,6 +22,7 @@ from typing import Any
 
 import configs
 from configs import Config
+from configs.base import MOVED
 from training.distributed import preemption, processes
 from training.run import command, workdir
 
@@ -100,7 +101,14 @@ def _parser() -> command.Parser:
     return parser
 
 
+NEVER_READ = ("optim", "checkpoint", "train")
+"""Groups of keys that an evaluation does not read, but for the precision of the computation."""
+
+
 def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | None) -> Config:
+    for key in overrides:
+        if key.partition(".")[0] in NEVER_READ and key not in ("train.precision", *MOVED):
+            raise ValueError(f"--config.{key}: an evaluation does not read it; it is a key of training")
     if path:
         return configs.load(path, overrides)
     if saved is None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import functools
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from typing_extensions import override
@@ -87,6 +88,27 @@ def described(found: Sequence[int], count: int) -> str:
     if len(found) < count:
         return f"{len(found)} of {count} classes, matched by name"
     return "" if list(found) == list(range(count)) else "the same classes in another order, matched by name"
+
+
+def check_same(before: Mapping[str, Any], now: Info, where: str) -> None:
+    """Refuses data in which a label means another class than it did.
+
+    Args:
+      before: `num_classes` and `class_names` as a run or a checkpoint noted them.
+      where: whose they are, for the message.
+
+    Raises:
+      ValueError: the first difference, in one line.
+    """
+    names, count = tuple(before.get("class_names", ())), before.get("num_classes")
+    advice = "give it the data it had, or start another workdir with config.model.init_from"
+    if count != now.num_classes:
+        raise ValueError(f"{where}: its data had {count} classes and has {now.num_classes} now; {advice}")
+    if len(names) != count or len(now.class_names) != count:
+        return
+    if (label := moved(names, now.class_names)) is not None:
+        old, new = names[label], now.class_names[label]
+        raise ValueError(f"{where}: label {label} was {old!r} and is {new!r} in {now.name!r} now; {advice}")
 
 
 def labelled_as(source: Source, info: Info) -> Source:

@@ -20,6 +20,7 @@ import configs
 import models
 import naming
 from configs import Config, Field
+from data import classes
 from tasks.metrics import HostMetric, Metric, mean
 
 if TYPE_CHECKING:
@@ -101,6 +102,32 @@ class Task:
     def generates(self) -> bool:
         """Whether the task makes samples (`generate`)."""
         return type(self).generate is not Task.generate
+
+    # Data in the terms of the model -----------------------------------------------------------------------------------
+
+    def matched(self, source: data.Source) -> data.Source:
+        """A set with the labels of the model: matched by name, where both have names. It may have fewer classes.
+
+        Raises:
+          ValueError: it has a class that the model lacks or, without names, another number of them.
+        """
+        return classes.labelled_as(source, self.info)
+
+    def mismatch(self, source: data.Source) -> str:
+        """What to know of a set whose labels are not simply the model's; empty where they are. Raises as `matched`."""
+        return classes.described(classes.places(source.info, self.info), self.info.num_classes or 0)
+
+    def check_same_data(self, before: Mapping[str, Any], where: str) -> None:
+        """Refuses training data (`self.info`) that are not those of the run that goes on with them.
+
+        Args:
+          before: what the run or a checkpoint noted of its data, such as `num_classes` and `class_names`.
+          where: whose notes they are, for the message.
+
+        Raises:
+          ValueError: a label means another class than it did.
+        """
+        classes.check_same(before, self.info, where)
 
     @property
     def model_name(self) -> str:

@@ -32,12 +32,15 @@ def experiment(name):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Every experiment, trained to its end."""
-    folder = tmp_path_factory.mktemp("project")
-    cache = f"--config.log.cache_directory={tiny.CACHE}"
-    for name in TRAINED:
-        command("train.py", experiment(name), f"--workdir={folder / name}", cache)
-    return folder
+    """The workdir of an experiment by name, trained to its end when it is first asked for."""
+    folder, cache = tmp_path_factory.mktemp("project"), f"--config.log.cache_directory={tiny.CACHE}"
+
+    def workdir(name):
+        if not (folder / name).exists():
+            command("train.py", experiment(name), f"--workdir={folder / name}", cache)
+        return folder / name
+
+    return workdir
 
 
 def results(folder, label="test"):
@@ -57,7 +60,7 @@ REACHED = {
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_trains_and_is_evaluated(name, trained):
-    workdir = trained / name
+    workdir = trained(name)
     command("eval.py", f"--workdir={workdir}")
     found = results(workdir)
     assert REACHED[name](found), found
@@ -71,9 +74,9 @@ def test_it_trains_and_is_evaluated(name, trained):
 
 
 def test_an_evaluation_may_have_options_and_a_period_of_its_own(trained):
-    whole, tiled = results(trained / "pairs"), results(trained / "pairs", "tiled")
+    whole, tiled = results(trained("pairs")), results(trained("pairs"), "tiled")
     assert 0 < abs(whole["psnr"] - tiled["psnr"]) < 1  # tiles have borders
-    rows = [json.loads(line) for line in (trained / "pairs" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (trained("pairs") / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "eval/test"] == [40, 80]
     assert [row["step"] for row in rows if row["kind"] == "eval/tiled"] == [80]
 
@@ -98,7 +101,7 @@ def test_predictions_are_what_a_task_gives(trained, tmp_path):
     assert [row["restored"] for row in rows] == [f"predictions/{index}_restored.png" for index in range(3)]
     assert np.asarray(Image.open(outputs["pairs"] / rows[2]["restored"])).shape == (12, 16, 3)
     for name in ("scanpaths", "voxels"):
-        command("eval.py", f"--workdir={trained / name}", "--predict=@test", f"--output={outputs[name]}")
+        command("eval.py", f"--workdir={trained(name)}", "--predict=@test", f"--output={outputs[name]}")
     lines = [json.loads(line) for line in (outputs["scanpaths"] / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 12
     assert {len(line["points"]) for line in lines} <= {1, 2, 3, 4}
@@ -108,7 +111,7 @@ def test_predictions_are_what_a_task_gives(trained, tmp_path):
 
 @pytest.mark.parametrize(("name", "array"), [("diffusion", "sample"), ("words", "row")])
 def test_samples_come_from_the_compiled_program(name, array, trained, tmp_path):
-    command("eval.py", f"--workdir={trained / name}", "--generate=5", f"--output={tmp_path}")
+    command("eval.py", f"--workdir={trained(name)}", "--generate=5", f"--output={tmp_path}")
     made = np.load(tmp_path / "generated.npz")
     assert len(made[array]) == 5
     if name == "words":
@@ -118,7 +121,7 @@ def test_samples_come_from_the_compiled_program(name, array, trained, tmp_path):
 
 @pytest.mark.parametrize("name", ["towers", "words", "voxels"])
 def test_it_is_exported_with_all_its_inputs(name, trained, tmp_path):
-    command("eval.py", f"--workdir={trained / name}", f"--export={tmp_path}")
+    command("eval.py", f"--workdir={trained(name)}", f"--export={tmp_path}")
     about = json.loads((tmp_path / "export.json").read_text())
     function = jax.export.deserialize((tmp_path / "inference.stablehlo").read_bytes())
     if name == "voxels":

@@ -299,6 +299,36 @@ def test_draws_belong_to_the_example_and_not_to_the_batch(monkeypatch, tmp_path)
 
 @pytest.mark.parametrize(
     ("entry", "said"),
+    [
+        ({"label": "a"}, "'a': needs a label .* and a split"),
+        ({"split": "test"}, "needs a label"),
+        ({"label": "a", "split": "test", "transform": "flip"}, "'a': unknown key 'transform'; nearest: 'transforms'"),
+        ({"label": "a", "split": "test", "options": {"k": 1}}, r"config\.task\.options\.k: no such key"),
+        ({"label": "a", "split": "test", "options": 3}, "'a': options takes options of the task"),
+        ({"label": "a", "split": "test", "batch_size": "many"}, r"'a': config\.eval\.batch_size='many'"),
+        ({"label": "a", "split": "test", "every_steps": "soon"}, "'a': "),
+        ({"label": "a", "split": "test", "fit": "train"}, "'a': fit: 'train' is not 'source@split'"),
+    ],
+)
+def test_an_impossible_set_of_a_file_is_named(entry, said, workdir):
+    with pytest.raises(ValueError, match=said):
+        model_of(workdir, **{"eval.sets": (entry,)}).evaluations()
+
+
+def test_a_set_has_transforms_a_batch_size_and_a_period_of_its_own(workdir):
+    own = {"label": "own", "split": "test", "transforms": "resize(16)|normalize", "batch_size": 7, "every_steps": 3}
+    model = model_of(workdir, **{"eval.sets": ("more=@test[:5]", own)})
+    evaluations = model.evaluations()
+    assert list(evaluations.sources) == ["test", "more", "own"]
+    results = {label: evaluations.evaluate(label, model.params, model.model_state) for label in ("test", "own")}
+    assert results["own"]["loss"] == pytest.approx(results["test"]["loss"], rel=1e-5)  # other batches
+    due = [evaluations.due(step, 8, 4, lambda duration: int(str(duration))) for step in range(1, 9)]
+    assert due == [[], [], ["own"], ["test", "more"], [], ["own"], [], ["test", "more", "own"]]
+    evaluations.close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
     [("seen", "label=source@split"), ("test=@train", "used twice"), ("a/b=@train", "label=source@split")],
 )
 def test_an_impossible_set_is_named(entry, said):
@@ -321,6 +351,8 @@ def test_an_impossible_set_is_named(entry, said):
         (["--output=/proc/nowhere"], "/proc"),
         (["--predict=nowhere"], "nowhere does not exist"),
         (["--config.eval.batchsize=3"], "batch_size"),
+        (["--config.optim.learning_rate=1"], "config.optim.learning_rate: an evaluation does not read it"),
+        (["--config.eval.fit=@train"], "has no use for a set that is seen before"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(workdir, capsys, arguments, said):
@@ -410,9 +442,8 @@ def test_classes_of_a_set_are_found_by_name(workdir):
     expected, found = model.evaluate(source), model.evaluate(renamed(source, "abcdef", order))
     assert found["confusion"] == expected["confusion"]
     assert found["top1"] == expected["top1"]
-    sets = {"same": source, "other": renamed(source, "ABCDEF", order)}
-    assert eval_sets.check_classes(model.task, sets) == [
-        "other (arrays): the same classes in another order, matched by name"
-    ]
+    assert model.task.mismatch(source) == ""
+    other = renamed(source, "ABCDEF", order)
+    assert model.task.mismatch(other) == "the same classes in another order, matched by name"
     with pytest.raises(ValueError, match="'arrays' has 6 classes, the model 6, and 'g' is not among 'a', 'b'"):
         model.evaluate(renamed(source, "abcdeg", order))

@@ -19,10 +19,11 @@ from jax._src.array import ArrayImpl
 
 import data
 import models
+from data import classes
 from tasks.classification import Classification
 from training.checkpoints import checkpoint
 from training.distributed import hostread
-from training.run import began, feeding, loop
+from training.run import feeding, loop
 from training.run.health import check, healthy, noted
 from training.run.log import Terminal
 from training.run.run import prepare
@@ -531,4 +532,4 @@ def test_a_run_goes_on_with_changed_data_only_where_labels_mean_the_same(tmp_pat
 def test_labels_keep_their_meaning(names, said):
     before = {"num_classes": 3, "class_names": ["a", "b", "c"]}
     with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
-        began.check_labels(before, shades(names).info, "--workdir=runs/a")
+        classes.check_same(before, shades(names).info, "--workdir=runs/a")

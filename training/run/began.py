@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import data
-from data import classes
 from training.checkpoints.whole import write_whole
 from training.run.run import Run
 
@@ -57,33 +53,12 @@ def changes(began: Began, run: Run, where: str) -> list[str]:
     """What a run that goes on should say of data that changed.
 
     Raises:
-      ValueError: labels would mean other classes (`check_labels`).
+      ValueError: they are data of another kind (`Task.check_same_data`), such as other classes.
     """
-    check_labels(dataclasses.asdict(began), run.source.info, where)
+    run.task.check_same_data(dataclasses.asdict(began), where)
     if began.examples == len(run.source):
         return []
     return [
         f"{where}: began with {began.examples} examples, and its data has {len(run.source)} now; it goes on to step "
         f"{run.total_steps}, as first meant"
     ]
-
-
-def check_labels(before: Mapping[str, Any], now: data.Info, where: str) -> None:
-    """Refuses data in which a label means another class than it did.
-
-    Args:
-      before: `num_classes` and `class_names` as the run or a checkpoint noted them.
-      where: whose they are, for the message.
-
-    Raises:
-      ValueError: the first difference, in one line.
-    """
-    names, count = tuple(before.get("class_names", ())), before.get("num_classes")
-    advice = "give it the data it had, or start another workdir with config.model.init_from"
-    if count != now.num_classes:
-        raise ValueError(f"{where}: its data had {count} classes and has {now.num_classes} now; {advice}")
-    if len(names) != count or len(now.class_names) != count:
-        return
-    if (label := classes.moved(names, now.class_names)) is not None:
-        old, new = names[label], now.class_names[label]
-        raise ValueError(f"{where}: label {label} was {old!r} and is {new!r} in {now.name!r} now; {advice}")

@@ -18,7 +18,6 @@ import configs
 from configs import Config
 from training.checkpoints import reading
 from training.distributed import hostread
-from training.run import began
 from training.run import workdir as workdirs
 from training.run.health import healthy
 from training.run.log import Terminal
@@ -193,7 +192,7 @@ def take(run: Run, source: Source) -> tuple[TrainState, dict[str, Any], list[str
             f"{FLAG}={source}: {error} (what differs: {', '.join(keys) or 'the code'}); {_instead(source)}"
         ) from error
     changes = workdirs.differences(metadata["config"], run.config)
-    began.check_labels(metadata["info"], run.source.info, f"{FLAG}={source}")
+    run.task.check_same_data(metadata["info"], f"{FLAG}={source}")
     if metadata["step"] >= run.total_steps:
         raise ValueError(
             f"config.train.steps={run.config.train.steps}: {FLAG}={source} is at step {metadata['step']} already, and "

@@ -27,7 +27,6 @@ from training.checkpoints import initial
 from training.distributed import hostread, mesh
 from training.run import compiling, feeding
 from training.run.log import Terminal
-from training.run.sets import in_classes_of
 from training.run.state import Flat
 from training.run.step import merge_partners
 
@@ -201,7 +200,7 @@ class Evaluator:
           ValueError: it has another number of classes, or transforms that the task or the model cannot take; or the
             task needs a set that it can see before, or can do nothing with one.
         """
-        source = in_classes_of(self.task, source)
+        source = self.task.matched(source)
         name = self.config.task.name
         if fit is None and self.fit_metrics:
             raise ValueError(
@@ -272,7 +271,7 @@ class Evaluator:
         Raises:
           ValueError: the set has no examples, lacks a field, or has other classes than the model.
         """
-        source = in_classes_of(self.task, source)
+        source = self.task.matched(source)
         fitted = None if fit is None else self._fitted(params, model_state, fit, most_batches)
         hosts = self.task.host_metrics()
         states, batches, key = self._start(self.metrics, source.info), 0, _set_key(0, source)

@@ -26,7 +26,7 @@ class _Opened:
 
 
 class Evaluations:
-    """The sets of a configuration, open, matched to the classes of the model and checked.
+    """The sets of a configuration, open, in the terms of the model (`Task.matched`) and checked.
 
     Attributes:
       sources: by label; the first is the one that checkpoints are chosen on.
@@ -54,15 +54,19 @@ class Evaluations:
         else:
             known = sets.described(config)
         opened = {label: (sources or {}).get(label) or one.open() for label, one in known.items()}
-        self.notes = [*sets.notes(config, opened), *sets.check_classes(task, opened)]
+        said = {label: task.mismatch(source) for label, source in opened.items()}
+        self.notes = [
+            *sets.notes(config, opened),
+            *(f"{label} ({opened[label].info.name}): {note}" for label, note in said.items() if note),
+        ]
         self.samples: dict[str, Samples] = {}
         self._base = evaluator
         self._sets: dict[str, _Opened] = {}
         for label, one in known.items():
-            source, fit = sets.in_classes_of(task, opened[label]), one.open_fit()
+            source, fit = task.matched(opened[label]), one.open_fit()
             own = evaluator if one.config is config else evaluator.changed(one.config)
             if fit is not None:
-                fit = sets.in_classes_of(task, fit)
+                fit = task.matched(fit)
             own.check(source, fit)
             self._sets[label] = _Opened(source, fit, own, one.every)
         self.sources = {label: one.source for label, one in self._sets.items()}

@@ -202,7 +202,7 @@ class Session:
             restored, metadata = self.checkpoints.restore(
                 self.run.template.as_dict(), shardings=self.run.shardings.as_dict()
             )
-            began.check_labels(metadata["info"], self.run.source.info, f"{self.workdir} step {metadata['step']}")
+            self.run.task.check_same_data(metadata["info"], f"{self.workdir} step {metadata['step']}")
             self.terminal.say(f"resuming {self.workdir} from step {metadata['step']}")
             return self.continuation.resumed(self.run, TrainState(**restored), metadata)
         if self.continuation.source:

@@ -11,9 +11,7 @@ import configs
 import data
 import naming
 from configs import Config, Duration
-from data import classes
 from data.split import usual_name
-from tasks.base import Task
 from training.run import feeding
 
 KEYS = ("label", "source", "split", "transforms", "options", "batch_size", "every_steps", "fit")
@@ -133,26 +131,3 @@ def notes(config: Config, sets: Mapping[str, data.Source]) -> list[str]:
                 f"choose on {spare!r}: --config.data.eval_split={spare}"
             )
     return found
-
-
-def in_classes_of(task: Task, source: data.Source) -> data.Source:
-    """The set with the labels of the model: matched by name, where both have names. It may have fewer classes.
-
-    Raises:
-      ValueError: it has a class that the model lacks or, without names, another number of them.
-    """
-    return classes.labelled_as(source, task.info)
-
-
-def check_classes(task: Task, sets: Mapping[str, data.Source]) -> list[str]:
-    """Refuses a set with classes that the model lacks.
-
-    Returns:
-      A sentence for each set whose labels are not simply the model's.
-
-    Raises:
-      ValueError: see `in_classes_of`.
-    """
-    count = task.info.num_classes or 0
-    found = {label: classes.described(classes.places(source.info, task.info), count) for label, source in sets.items()}
-    return [f"{label} ({sets[label].info.name}): {said}" for label, said in found.items() if said]
