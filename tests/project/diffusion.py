@@ -40,7 +40,7 @@ class Clean(nnx.Module):
         self.last = nnx.Linear(options.width, pixels, rngs=rngs)
 
     def __call__(self, images, time):
-        flat = jnp.concatenate([images.reshape(len(images), -1), time[:, None]], axis=1)
+        flat = jnp.concatenate([images.reshape(images.shape[0], -1), time[:, None]], axis=1)
         return self.last(nnx.gelu(self.second(nnx.gelu(self.first(flat))))).reshape(images.shape)
 
 

@@ -42,7 +42,7 @@ class Gaze(nnx.Module):
         self.last = nnx.Linear(options.width, 3 * MOST, rngs=rngs)
 
     def __call__(self, images):
-        made = self.last(nnx.gelu(self.first(images.reshape(len(images), -1)))).reshape(-1, MOST, 3)
+        made = self.last(nnx.gelu(self.first(images.reshape(images.shape[0], -1)))).reshape(-1, MOST, 3)
         return made[..., :2], made[..., 2]
 
 

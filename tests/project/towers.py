@@ -44,8 +44,8 @@ class Towers(nnx.Module):
         def unit(x):
             return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
-        of_image = self.image(images.reshape(len(images), -1))
-        of_text = self.text(self.word(text).reshape(len(text), -1))
+        of_image = self.image(images.reshape(images.shape[0], -1))
+        of_text = self.text(self.word(text).reshape(text.shape[0], -1))
         return unit(of_image), unit(of_text), self.scale[...]
 
 

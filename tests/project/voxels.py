@@ -38,7 +38,7 @@ class Readout(nnx.Module):
         self.map = nnx.Linear(SIDE * SIDE * 3, options.voxels, rngs=rngs)
 
     def __call__(self, images):
-        return self.map(images.reshape(len(images), -1))
+        return self.map(images.reshape(images.shape[0], -1))
 
 
 def correlation(count):

@@ -95,7 +95,7 @@ def test_predictions_are_what_a_task_gives(trained, tmp_path):
     for index in range(3):
         Image.new("RGB", (16, 12), (60 * index, 0, 0)).save(tmp_path / f"{index}.png")
     outputs = {name: tmp_path / "out" / name for name in ("pairs", "scanpaths", "voxels")}
-    command("eval.py", f"--workdir={trained / 'pairs'}", f"--predict={tmp_path}", f"--output={outputs['pairs']}")
+    command("eval.py", f"--workdir={trained('pairs')}", f"--predict={tmp_path}", f"--output={outputs['pairs']}")
     rows = list(csv.DictReader((outputs["pairs"] / "predictions.csv").open()))
     assert [row["file"] for row in rows] == ["0.png", "1.png", "2.png"]
     assert [row["restored"] for row in rows] == [f"predictions/{index}_restored.png" for index in range(3)]
