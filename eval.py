@@ -7,6 +7,7 @@
     python eval.py --workdir=runs/a --export=FOLDER      # writes weights and the model as one function (docs/export.md)
     python eval.py --checkpoint=FILE.safetensors --config=configs/vit_s16_imagenet.py       # official weights
     python eval.py --checkpoint=FILE.pth --ema --config=configs/vit_s16_imagenet.py         # of several the averaged
+    python eval.py --sweep=runs/lr                       # the table and picture of a sweep (docs/sweeps.md)
 
 The configuration is the one saved with the checkpoint, or that of --config; --config.eval.sets=train=@train[:500] and
 the like change its keys.
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
     path, overrides, rest = configs.split_arguments(arguments)
     options = _parser().parse_args(rest)
+    if options.sweep:
+        return _sweep(Path(options.sweep))
     if options.workdir and options.checkpoint:
         raise ValueError("--workdir and --checkpoint: give one of them")
     output = Path(options.output or Path(options.workdir) / "eval") if options.output or options.workdir else None
@@ -77,6 +80,16 @@ def main(arguments: list[str]) -> int:
     return _evaluate(config, saved, use_ema, options.workdir, output)
 
 
+def _sweep(folder: Path) -> int:
+    command.start_jax("")
+    from training.evaluation import sweep_table
+
+    workdir.check_writable(folder, f"--sweep={folder}")
+    for line in sweep_table.write(folder):
+        print(line)
+    return 0
+
+
 def _parser() -> command.Parser:
     parser = command.Parser("eval.py", str(__doc__))
     parser.add_argument("--workdir", metavar="FOLDER", help="folder of a run")
@@ -95,6 +108,7 @@ def _parser() -> command.Parser:
     )
     parser.add_argument("--generate", type=int, metavar="N", help="write what a generative task makes from N examples")
     parser.add_argument("--export", metavar="FOLDER", help="write weights and model for use elsewhere, and stop")
+    parser.add_argument("--sweep", metavar="FOLDER", help="compare the runs of train.py --sweep in FOLDER, and stop")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     processes.add_flags(parser)

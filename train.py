@@ -4,7 +4,8 @@
 
 The same command again continues where the run stopped, or says that it is complete; what was set on the command line
 the first time need not be repeated. --resume_from=WORKDIR[@STEP] begins a new workdir with the whole state of another
-run, under another configuration (docs/checkpoints.md). Every key of the configuration can be set with
+run, under another configuration (docs/checkpoints.md). --sweep optim.learning_rate=1e-4,3e-4 runs each value in a
+folder of its own below the workdir, and compares them (docs/sweeps.md). Every key of the configuration can be set with
 --config.group.key=VALUE; --print_config lists them with their meaning.
 """
 
@@ -13,11 +14,12 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import configs
 from training.distributed import processes
 from training.plans import chips
-from training.run import command, workdir
+from training.run import command, sweep, workdir
 
 
 def main(arguments: list[str]) -> int:
@@ -44,13 +46,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--plan", metavar="TOPOLOGY", help="compile for TPUs that need not be here (v5e:16x16) and print the cost; stop"
     )
+    parser.add_argument(
+        "--sweep",
+        metavar="KEY=A,B",
+        action="append",
+        default=[],
+        help="one run for each value, in FOLDER/KEY=VALUE, and a table; several: for each combination",
+    )
     parser.add_argument("--no_batch_search", action="store_true", help="plan without looking for the largest batch")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     processes.add_flags(parser)
     options = parser.parse_args(rest)
     if not path:
         raise ValueError("--config=FILE is missing, such as --config=configs/quickstart.py")
+    if options.sweep:
+        return _sweep(path, overrides, options)
     if options.workdir:
+        sweep.refuse_a_run(Path(options.workdir))
         # What the run of this workdir was started with stays in force; other values are refused, key by key.
         overrides = {**workdir.overrides(Path(options.workdir)), **overrides}
     if options.resume_from:
@@ -101,6 +113,29 @@ def main(arguments: list[str]) -> int:
         peak=chips.peak,
     )
     return 0
+
+
+def _sweep(path: str, overrides: dict[str, str], options: Any) -> int:
+    for name in ("plan", "dry_run", "print_config"):
+        if getattr(options, name):
+            raise ValueError(f"--sweep: not with --{name}, which is for one configuration")
+    if not options.workdir:
+        raise ValueError("--sweep: needs --workdir=FOLDER, such as --workdir=runs/sweep")
+    if processes.expected(options).processes > 1:
+        raise ValueError("--sweep: is for one process; for several, start each run by itself")
+    folder = Path(options.workdir)
+    flags = [f"--{name}" for name in ("profile", "debug") if getattr(options, name)]
+    flags += [f"--resume_from={options.resume_from}"] if options.resume_from else []
+    runs = sweep.combinations(sweep.parse(options.sweep))
+    asked = sweep.Sweep(folder, path, {**sweep.overrides(folder), **overrides}, runs, flags)
+    command.start_jax("")
+    asked.check(options.resume_from)
+    failed = asked.run()
+    from training.evaluation import sweep_table  # after start_jax
+
+    for line in sweep_table.write(folder, failed):
+        print(line)
+    return sweep.exit_code(failed)
 
 
 if __name__ == "__main__":

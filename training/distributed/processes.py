@@ -48,6 +48,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag, type=float, default=usual, metavar="S", help=f"{meaning}; default: {usual:g}")
 
 
+def expected(options: argparse.Namespace) -> Launch:
+    """Who this process will be, from the flags of `add_flags` and what the machine says; connects nothing.
+
+    Raises:
+      ValueError: flags or variables make no sense.
+    """
+    flags = {flag: getattr(options, flag.removeprefix("--")) for flag, _ in launches.FLAGS}
+    return launches.decide(os.environ, flags, launches.tpu_metadata if launches.has_tpu() else None)
+
+
 def start(options: argparse.Namespace, given: Mapping[str, Any] | None = None) -> Launch:
     """Connects this process with the others of its run, before JAX touches a device; a single one starts nothing.
 
@@ -64,8 +74,7 @@ def start(options: argparse.Namespace, given: Mapping[str, Any] | None = None) -
     for name in ("start_timeout", "lost_after"):
         if not 0 < getattr(options, name) < math.inf:
             raise ValueError(f"--{name}={getattr(options, name):g}: must be a positive number of seconds")
-    flags = {flag: getattr(options, flag.removeprefix("--")) for flag, _ in launches.FLAGS}
-    launch = launches.decide(os.environ, flags, launches.tpu_metadata if launches.has_tpu() else None)
+    launch = expected(options)
     if launch.processes == 1:
         return launch
     import jax

@@ -33,7 +33,11 @@ def table(results: Mapping[str, Results], columns: Sequence[str]) -> str:
     chosen = {label: shown(found, columns) for label, found in results.items()}
     names = list(dict.fromkeys(name for found in chosen.values() for name in found))
     lines = [[label, *(report.number(found.get(name)) for name in names)] for label, found in chosen.items()]
-    rows = [["set", *names], *lines]
+    return aligned([["set", *names], *lines])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as columns, the first to the left, the others to the right."""
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
