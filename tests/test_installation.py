@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("attn", "configs", "data", "kernels", "models", "tasks", "training")
+FOLDERS = ("attn", "configs", "data", "kernels", "models", "naming", "tasks", "training")
 FILES = ("train.py", "eval.py", "errors.py")
 
 

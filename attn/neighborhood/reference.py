@@ -90,13 +90,13 @@ def tables(pattern: Pattern) -> tuple[Int[np.ndarray, "N W"], Bool[np.ndarray, "
         """One kind of table of all axes, `[L, w]` each, as arrays of shape `[*S, *window]`."""
         spread = []
         for number, own in enumerate(tables_of_axes):
-            others = [axis for axis in range(2 * rank) if axis % rank != number]
+            others = tuple(axis for axis in range(2 * rank) if axis % rank != number)
             spread.append(np.expand_dims(own[which], others))
         return [table.reshape(pattern.tokens, -1) for table in np.broadcast_arrays(*spread)]
 
     keys = np.ravel_multi_index(over_axes(0), pattern.shape)
     relative = np.ravel_multi_index(over_axes(2), pattern.bias_shape)
-    return keys, np.logical_and.reduce(over_axes(1)), relative
+    return keys, np.all(over_axes(1), axis=0), relative
 
 
 def _axis_tables(axis: Axis) -> tuple[Int[np.ndarray, "L W"], Bool[np.ndarray, "L W"], Int[np.ndarray, "L W"]]:

@@ -58,9 +58,10 @@ def make_shares(tiling: gpu_tiles.Tiling, batch: int, programs: int) -> Shares:
     kind = kind.ravel()
     order = np.argsort(kind, kind="stable")
     counts = np.bincount(kind)
+    begins = np.cumsum(counts) - counts
     size = max(1, -(-len(order) * batch // programs))
     runs, owners = [], []
-    for number, (begin, count) in enumerate(zip(np.cumsum(counts) - counts, counts, strict=True)):
+    for number, (begin, count) in enumerate(zip(begins.tolist(), counts.tolist(), strict=True)):
         for first in range(0, count * batch, size):
             runs.append((begin, count, first, min(size, count * batch - first)))
             owners.append(number)

@@ -34,7 +34,7 @@ from kernels.neighborhood.tpu_tile import divided
 KEYS = 8
 """Keys that are made of a row: as many as a vector has sublanes."""
 LOG2E = 1 / math.log(2)
-_EXACT = {"preferred_element_type": jnp.float32, "precision": jax.lax.Precision.HIGHEST}
+_EXACT: dict[str, Any] = {"preferred_element_type": jnp.float32, "precision": jax.lax.Precision.HIGHEST}
 
 
 @dataclasses.dataclass(frozen=True)
