@@ -8,8 +8,10 @@ import importlib.util
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
+import errors
 from naming.nearest import hint
 
 _FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -41,7 +43,11 @@ def load(name: str, what: str) -> Any:
             raise ValueError(
                 f"{what}={name!r}: there is no module {absent!r} on the Python path or in {os.getcwd()}"
             ) from error
-        raise ValueError(f"{what}={name!r}: {place(error)}{type(error).__name__}: {one_line(error)}") from error
+        if isinstance(error, SyntaxError) and error.filename:
+            said = errors.in_file(error, Path(error.filename))
+        else:
+            said = errors.judge(error)[1]
+        raise errors.FileOfUser(f"{what}={name!r}: {said}") from error
     if not hasattr(module, attribute):
         near = hint(attribute, [n for n in vars(module) if not n.startswith("_")])
         raise ValueError(f"{what}={name!r}: {module_name} has no {attribute!r}{near}")
@@ -59,22 +65,3 @@ def fingerprint(name: str) -> str:
         return "no file"
     with open(spec.origin, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()[:8]
-
-
-def place(error: BaseException) -> str:
-    """`file.py:12: ` of the innermost line of the user's file that an error comes from, or nothing."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}: "
-    trace, found = error.__traceback__, ""
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith("<") and file != __file__:
-            found = f"{file}:{trace.tb_lineno}: "
-        trace = trace.tb_next
-    return found
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return " ".join(str(text).split()) or type(error).__name__
