@@ -67,7 +67,7 @@ def stages(
     source: data.Source, pipeline: data.Pipeline, batch_size: int, seconds: float
 ) -> Iterable[tuple[str, float]]:
     """(stage, images a second and core) for reading, decoding, every transform and batching."""
-    count, kinds = min(64, len(source)), dict(source.info.fields)
+    count, kinds = min(64, len(source)), source.info.kinds
     indices = range(count)
 
     def read() -> int:
@@ -92,13 +92,13 @@ def stages(
         for index, example in enumerate(examples):
             transform(example, generator(0, index))
         records, kinds = [example.values for example in examples], examples[0].kinds
-    finished = [pipeline(source[index], source.info.fields, generator(0, index)) for index in indices]
+    finished = [pipeline(source[index], source.info.kinds, generator(0, index)) for index in indices]
     batch = list(itertools.islice(itertools.cycle(finished), batch_size))
     yield "batch", per_second(lambda: len(stack(batch)["index"]), seconds)
 
     def whole() -> int:
         for index in indices:
-            pipeline(source[index], source.info.fields, generator(0, index))
+            pipeline(source[index], source.info.kinds, generator(0, index))
         return count
 
     yield "all of one example", per_second(whole, seconds)
@@ -139,7 +139,7 @@ def main() -> None:
             write_photos(Path(folder))
             name = f"folder:{folder}"
         source = data.open_source(name, options.split)
-        channels = (source.info.image_shape or (None, None, 3))[2]
+        channels = (source.info.fields["image"].shape or (None, None, 3))[2] or 3
         pipeline = data.parse_transforms(options.transforms, (0.5,) * channels, (0.25,) * channels)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         result = {"name": options.name, "transforms": options.transforms, "cores": cores, "machine": platform.machine()}

@@ -2,6 +2,7 @@
 
 from data.catalog import open_source, register_source
 from data.evaluation import EvalBatches, EvalPass, EvalPool, eval_batches, eval_pass
+from data.kinds import FieldSpec
 from data.pixels import Reading
 from data.source import ArraySource, EncodedImage, ExampleError, Info, Record, Source
 from data.stream import TrainStream, train_stream
@@ -15,6 +16,7 @@ __all__ = [
     "EvalPass",
     "EvalPool",
     "ExampleError",
+    "FieldSpec",
     "Info",
     "Pipeline",
     "Reading",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import naming
 from data.folder import open_class_folders, open_images
 from data.idx import open_idx
 from data.pixels import Reading
-from data.source import DecodedOnce, ReadAs, Source
+from data.source import DecodedOnce, Info, ReadAs, Source
 from data.synthetic import open_synthetic
 from data.tfds_source import open_digits, open_tfds
 
@@ -51,7 +50,7 @@ def open_source(
         split: a split or part of one, such as `train`, `train[:90%]`, `train[100:200]+test`.
         directory: where prepared sets live; None for the default of the source.
         cache: `memory` keeps decoded examples after their first use, `none` does not, `auto` does so for a set whose
-            images have one shape and take less than 256 MiB.
+            images and other arrays are known to have one shape and take less than 256 MiB.
         reading: what becomes of more than 8 bits, alpha and EXIF's rotation.
 
     Raises:
@@ -70,9 +69,14 @@ def open_source(
     else:
         source = open_tfds(name, split, directory, others=tuple(_OPENERS))
     source = source if reading in (None, Reading()) else ReadAs(source, reading or Reading())
-    shape = source.info.image_shape or (None,)
-    small = None not in shape and len(source) * math.prod(side or 0 for side in shape) < AUTO_CACHE_BYTES
-    return DecodedOnce(source) if cache == "memory" or (cache == "auto" and small) else source
+    return DecodedOnce(source) if cache == "memory" or (cache == "auto" and _is_small(source.info)) else source
+
+
+def _is_small(info: Info) -> bool:
+    """Whether all examples together are known to fit into memory."""
+    sizes = [spec.bytes for spec in info.fields.values() if spec.kind not in ("label", "text", "tokens")]
+    known = [size for size in sizes if size is not None]
+    return bool(sizes) and len(known) == len(sizes) and info.num_examples * sum(known) < AUTO_CACHE_BYTES
 
 
 def _outside(name: str) -> Opener:

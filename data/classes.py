@@ -129,7 +129,7 @@ class Relabelled(Source):
     def __init__(self, source: Source, info: Info, found: Sequence[int]):
         self._source = source
         self._table = np.asarray(found, np.int64)
-        kinds = source.info.fields
+        kinds = source.info.kinds
         self._masks = () if "label" in kinds else tuple(name for name, kind in kinds.items() if kind == "mask")
         self.info = replace(source.info, num_classes=info.num_classes, class_names=info.class_names)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image, ImageEnhance
 from typing_extensions import override
 
+from data.kinds import PICTURES
 from data.source import EncodedImage
 from data.transform import Example, Transform
 
@@ -17,31 +20,40 @@ Statistics = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class ToRgb(Transform):
+class ColourTransform(Transform):
+    """A transform of pictures: all images of views and of a video are changed alike, by the same draws."""
+
+    acts: ClassVar[tuple[str, ...] | None] = PICTURES
+
+
+@dataclass(frozen=True)
+class ToRgb(ColourTransform):
     """Gives grey images three equal channels."""
 
     @override
     def __call__(self, example: Example, rng: np.random.Generator) -> None:
-        for name in self.fields(example, "image"):
-            example.values[name] = example.eight_bit(name, "to_rgb").convert("RGB")
+        for name in self.fields(example, *PICTURES):
+            example.recolour(name, "to_rgb", lambda image: image.convert("RGB"))
 
 
 @dataclass(frozen=True)
-class ToGray(Transform):
+class ToGray(ColourTransform):
     """Makes images grey (ITU-R 601 luma), keeping their number of channels unless `channels` is given."""
 
     channels: int | None = None
 
     @override
     def __call__(self, example: Example, rng: np.random.Generator) -> None:
-        for name in self.fields(example, "image"):
-            image = example.eight_bit(name, "to_gray")
+        def grey(image: Image.Image) -> Image.Image:
             channels = self.channels or len(image.getbands())
-            example.values[name] = image.convert("L") if channels == 1 else image.convert("L").convert("RGB")
+            return image.convert("L") if channels == 1 else image.convert("L").convert("RGB")
+
+        for name in self.fields(example, *PICTURES):
+            example.recolour(name, "to_gray", grey)
 
 
 @dataclass(frozen=True)
-class ColorJitter(Transform):
+class ColorJitter(ColourTransform):
     """Changes brightness, contrast and saturation by factors uniform in [1 - x, 1 + x], in random order.
 
     The same factors serve every image of a record. Hue turns by up to `hue` of the circle (0 to 0.5) either way.
@@ -63,15 +75,18 @@ class ColorJitter(Transform):
         factors = [(enhancer, rng.uniform(max(0.0, 1 - span), 1 + span)) for enhancer, span in spans]
         turn = rng.uniform(-self.hue, self.hue)
         order = rng.permutation(4)
-        for name in self.fields(example, "image"):
-            image = example.eight_bit(name, "color_jitter")
+
+        def jitter(image: Image.Image) -> Image.Image:
             for step in order:
                 if step < 3:
                     enhancer, factor = factors[step]
                     image = enhancer(image).enhance(factor)
                 elif turn and image.mode == "RGB":
                     image = _turn_hue(image, turn)
-            example.values[name] = image
+            return image
+
+        for name in self.fields(example, *PICTURES):
+            example.recolour(name, "color_jitter", jitter)
 
 
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -84,7 +99,7 @@ def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Normalize(Transform):
+class Normalize(ColourTransform):
     """Turns images into float32 `(image - mean) / std`; mean and std are of values from 0 to 1."""
 
     mean: Statistics | None = None
@@ -92,16 +107,20 @@ class Normalize(Transform):
 
     @override
     def __call__(self, example: Example, rng: np.random.Generator) -> None:
-        for name in self.fields(example, "image"):
-            array = as_array(example.values[name])
-            mean, std = (np.atleast_1d(np.asarray(value, np.float32)) for value in (self.mean, self.std))
-            if not {mean.size, std.size} <= {1, array.shape[-1]}:
-                raise ValueError(
-                    f"image field {name!r} has {array.shape[-1]} channels, but data.mean has {mean.size} values and "
-                    f"data.std {std.size}: give one value, one for each channel, or use 'to_rgb'"
-                )
-            unit = 255 if array.dtype == np.uint8 else 1
-            example.values[name] = _scale_and_shift(array, 1 / (unit * std), -mean / std)
+        mean, std = (np.atleast_1d(np.asarray(value, np.float32)) for value in (self.mean, self.std))
+        for name in self.fields(example, *PICTURES):
+
+            def normalized(image: Any, name: str = name) -> Float[np.ndarray, "H W C"]:
+                array = as_array(image)
+                if not {mean.size, std.size} <= {1, array.shape[-1]}:
+                    raise ValueError(
+                        f"image field {name!r} has {array.shape[-1]} channels, but data.mean has {mean.size} values "
+                        f"and data.std {std.size}: give one value, one for each channel, or use 'to_rgb'"
+                    )
+                unit = 255 if array.dtype == np.uint8 else 1
+                return _scale_and_shift(array, 1 / (unit * std), -mean / std)
+
+            example.change(name, normalized)
 
     @override
     def pixel_scale(self, field: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -110,7 +129,7 @@ class Normalize(Transform):
 
 
 @dataclass(frozen=True)
-class ValueRange(Transform):
+class ValueRange(ColourTransform):
     """Turns images into float32 in [low, high] (big_vision's `value_range(-1, 1)`)."""
 
     low: float = 0.0
@@ -118,11 +137,14 @@ class ValueRange(Transform):
 
     @override
     def __call__(self, example: Example, rng: np.random.Generator) -> None:
-        for name in self.fields(example, "image"):
-            array = as_array(example.values[name])
+        def ranged(image: Any) -> Float[np.ndarray, "H W C"]:
+            array = as_array(image)
             unit = 255 if array.dtype == np.uint8 else 1
             scale, shift = np.float32((self.high - self.low) / unit), np.float32(self.low)
-            example.values[name] = _scale_and_shift(array, np.atleast_1d(scale), np.atleast_1d(shift))
+            return _scale_and_shift(array, np.atleast_1d(scale), np.atleast_1d(shift))
+
+        for name in self.fields(example, *PICTURES):
+            example.change(name, ranged)
 
     @override
     def pixel_scale(self, field: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -142,11 +164,12 @@ def _scale_and_shift(
 
 
 @dataclass(frozen=True)
-class Erase(Transform):
+class Erase(ColourTransform):
     """Random erasing (Zhong et al., arXiv:1708.04896) of a normalized image, one rectangle of Gaussian noise.
 
     `area` bounds the rectangle's share of the image, `ratio` its aspect; `mode` is "noise" for a draw per pixel or
-    "zero" for the mean colour. Every image of a record gets a rectangle of its own.
+    "zero" for the mean colour. Every image of a record gets a rectangle of its own, and all images of
+    views or of a video the same one, with the same noise.
     """
 
     probability: float = 0.25
@@ -160,8 +183,9 @@ class Erase(Transform):
 
     @override
     def __call__(self, example: Example, rng: np.random.Generator) -> None:
-        for name in self.fields(example, "image"):
-            image = example.values[name]
+        for name in self.fields(example, *PICTURES):
+            value = example.values[name]
+            image = value[0] if isinstance(value, list) else value
             if not isinstance(image, np.ndarray) or image.dtype != np.float32:
                 raise ValueError(f"transform 'erase' comes after 'normalize' (field {name!r} is not float yet)")
             if rng.random() >= self.probability:
@@ -175,10 +199,17 @@ class Erase(Transform):
                     top, left = int(rng.integers(height - down + 1)), int(rng.integers(width - across + 1))
                     noise = self.mode == "noise"
                     patch = rng.standard_normal((down, across, channels), np.float32) if noise else np.float32(0)
-                    erased = image.copy()
-                    erased[top : top + down, left : left + across] = patch
-                    example.values[name] = erased
+                    place = (slice(top, top + down), slice(left, left + across))
+                    example.change(name, functools.partial(_with_patch, place=place, patch=patch))
                     break
+
+
+def _with_patch(
+    image: Float[np.ndarray, "H W C"], place: tuple[slice, slice], patch: Any
+) -> Float[np.ndarray, "H W C"]:
+    erased = image.copy()
+    erased[place] = patch
+    return erased
 
 
 def as_array(image: Image.Image | EncodedImage | np.ndarray) -> np.ndarray:

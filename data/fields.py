@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from typing_extensions import override
 
+from data.names import unknown
 from data.transform import Example, Transform
 
 
 @dataclass(frozen=True)
 class View(Transform):
-    """Copies image `source` to a new image field `name`; what follows acts on both alike, or on one with `on=`."""
+    """Copies the field `source`, of any kind, to a new one `name`; what follows acts on both, or on one with `on=`."""
+
+    acts: ClassVar[tuple[str, ...] | None] = ()
 
     name: str
     source: str = "image"
 
     @override
     def __call__(self, example: Example, rng: np.random.Generator) -> None:
-        if example.kinds.get(self.source) != "image":
-            raise ValueError(f"'view' copies an image field; {self.source!r} is none of {sorted(example.kinds)}")
         example.values[self.name] = example.values[self.source]
-        example.kinds[self.name] = "image"
+        example.kinds = self.kinds_after(example.kinds)
 
     @override
     def kinds_after(self, kinds: dict[str, str]) -> dict[str, str]:
-        return {**kinds, self.name: "image"}
+        if self.source not in kinds:
+            raise ValueError(unknown("field that 'view' copies:", self.source, kinds))
+        return {**kinds, self.name: kinds[self.source]}
 
 
 @dataclass(frozen=True)
 class PadRows(Transform):
     """Cuts or fills boxes and points with zeros to `count` rows; `<field>_valid` float32 [count] is 1 for real rows."""
+
+    acts: ClassVar[tuple[str, ...] | None] = ("boxes", "points")
 
     count: int
 
@@ -47,13 +53,15 @@ class PadRows(Transform):
 
     @override
     def kinds_after(self, kinds: dict[str, str]) -> dict[str, str]:
-        padded = [name for name, kind in kinds.items() if kind in ("boxes", "points")]
+        padded = [name for name, kind in kinds.items() if kind in ("boxes", "points") and self.acts_on(name)]
         return {**kinds, **{f"{name}_valid": "label" for name in padded}}
 
 
 @dataclass(frozen=True)
 class Tokenize(Transform):
-    """Turns text into int32 [length]: its UTF-8 bytes plus one, then zeros."""
+    """Turns text into tokens, int32 [length]: its UTF-8 bytes plus one, then zeros."""
+
+    acts: ClassVar[tuple[str, ...] | None] = ("text",)
 
     length: int
 
@@ -64,3 +72,8 @@ class Tokenize(Transform):
             if isinstance(value, str):
                 tokens = np.frombuffer(value.encode()[: self.length], np.uint8).astype(np.int32) + 1
                 example.values[name] = np.pad(tokens, (0, self.length - len(tokens)))
+        example.kinds = self.kinds_after(example.kinds)
+
+    @override
+    def kinds_after(self, kinds: dict[str, str]) -> dict[str, str]:
+        return {name: "tokens" if kind == "text" and self.acts_on(name) else kind for name, kind in kinds.items()}

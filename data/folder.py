@@ -12,11 +12,13 @@ from jaxtyping import Int
 from typing_extensions import override
 
 from data import tree
+from data.kinds import FieldSpec
 from data.names import nearest, printable
 from data.source import EncodedImage, Info, Record, Source
 from data.split import SPELLINGS, find_split, names_in, select, usual_name
 
 TEST_SHARE = 0.1
+IMAGE = FieldSpec("image", (None, None, 3), "uint8")
 Files = list[tuple[str, int]]
 """Relative paths and labels."""
 
@@ -100,11 +102,10 @@ class ImageFiles(Source):
         self.info = Info(
             name=f"folder:{printable(str(root))}",
             split=split,
-            fields={"image": "image", "label": "label"} if class_names else {"image": "image"},
+            fields={"image": IMAGE, "label": FieldSpec("label", (), "int64")} if class_names else {"image": IMAGE},
             num_examples=len(files),
             num_classes=len(class_names) or None,
             class_names=class_names,
-            image_shape=(None, None, 3),
             splits=sizes,
             notes=_absent(class_names, self._labels, f"split {split!r} of {printable(str(root))}"),
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from typing_extensions import override
 
-from data.transform import CroppingTransform, GeometricTransform
+from data.kinds import MOVED
+from data.names import unknown
+from data.transform import CroppingTransform, Example, GeometricTransform
 from data.warp import Flip, Resample, Warp, Window, check_interpolation
 
 Size = int | tuple[int, int]
@@ -133,13 +136,53 @@ class InceptionCrop(RandomResizedCrop):
 
 @dataclass(frozen=True)
 class RandomFlip(GeometricTransform):
-    """Mirrors left and right with this probability."""
+    """Mirrors left and right with this probability.
+
+    `swap` = (a, b, c, d, ...) then exchanges the fields a and b, c and d, and so on: a mirrored stereo pair is one only
+    with its pictures exchanged, since what lay further left in the right picture lies further right in its mirror
+    image. The disparity that belongs to the new left picture is the mirrored one of the old right picture, so a record
+    with disparity takes those of both pictures, exchanged as well, and is refused otherwise.
+    """
 
     probability: float = 0.5
+    swap: tuple[str, ...] = ()
 
     @override
     def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp | None:
         return Flip((width, height)) if rng.random() < self.probability else None
+
+    def __post_init__(self) -> None:
+        if len(self.swap) % 2 or len(set(self.swap)) < len(self.swap):
+            raise ValueError(f"swap of 'flip' must be pairs of fields, such as ('left', 'right'), got {self.swap}")
+
+    @override
+    def __call__(self, example: Example, rng: np.random.Generator) -> None:
+        if any(self.move(example, rng).values()):
+            example.values.update({a: example.values[b] for a, b in self._exchanged})
+
+    @property
+    def _exchanged(self) -> list[tuple[str, str]]:
+        pairs = list(zip(self.swap[::2], self.swap[1::2], strict=True))
+        return [*pairs, *((b, a) for a, b in pairs)]
+
+    @override
+    def refusal(self, kinds: Mapping[str, str]) -> str | None:
+        for name in self.swap:
+            if name not in kinds:
+                return f"cannot swap: {unknown('field', name, kinds)}"
+            if kinds[name] not in MOVED or not self.acts_on(name):
+                return f"cannot swap {name!r} ({kinds[name]}), which it does not mirror"
+        for a, b in self._exchanged:
+            if kinds[a] != kinds[b]:
+                return f"cannot swap {a!r} ({kinds[a]}) with {b!r} ({kinds[b]})"
+        alone = [name for name, kind in kinds.items() if kind == "disparity" and name not in self.swap]
+        if alone:
+            return (
+                f"mirrors pictures, and {alone[0]!r} (disparity) holds only for the pair as it is: give the fields to "
+                "exchange, with the disparity of both pictures, as swap=('left', 'right', 'left_disparity', "
+                "'right_disparity')"
+            )
+        return super().refusal(kinds)
 
 
 @dataclass(frozen=True)

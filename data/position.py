@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from grain.experimental import index_shuffle
 
+from data.kinds import PICTURES, misfit
 from data.source import ExampleError, Record, Source
 from data.transforms import Pipeline
 
@@ -71,7 +72,7 @@ class Loader:
                 record = self.source[index]
                 check_record(record, self.source, index)
                 rng = generator(self.seed, position, _AUGMENTATION, attempt)
-                return self.pipeline(record, self.source.info.fields, rng), problem
+                return self.pipeline(record, self.source.info.kinds, rng), problem
             except ExampleError as error:
                 if self.on_error == "raise":
                     raise
@@ -81,20 +82,28 @@ class Loader:
 
 
 def check_record(record: Record, source: Source, index: int) -> None:
-    """Raises ExampleError, naming the example, for a label out of range or a pixel, box, point or flow not finite."""
-    for name, kind in source.info.fields.items():
+    """Raises ExampleError, naming the example, for a label out of range, a pixel, box, point or flow that is not
+    finite, and a value that is none of its kind.
+    """
+    for name, kind in source.info.kinds.items():
         value = record[name]
         classes = source.info.num_classes
+        if isinstance(value, np.ndarray) and (reason := misfit(kind, value.ndim, value.dtype)):
+            raise ExampleError(f"field {name!r} of {source.describe(index)} {reason}")
         if kind == "label" and name == "label" and classes is not None:
             wrong = np.asarray(value)
             if wrong.size and not (wrong.min() >= 0 and wrong.max() < classes):
                 raise ExampleError(f"label {value} of {source.describe(index)} is not in 0..{classes - 1}")
-        elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ExampleError(f"field {name!r} of {source.describe(index)} holds NaN or infinite values")
-        if kind == "image" and isinstance(value, np.ndarray) and value.dtype != np.uint8 and value.size:
-            low, high = value.min(), value.max()
-            if value.dtype.kind != "f" or not (low >= 0 and high <= 1):
-                raise ExampleError(
-                    f"image field {name!r} of {source.describe(index)} is {value.dtype} from {low:g} to {high:g}; "
-                    "wanted uint8, or floats from 0 to 1: set data.pixel_range=black,white"
-                )
+            continue
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if not isinstance(part, np.ndarray):
+                continue
+            if part.dtype.kind == "f" and kind not in ("depth", "disparity") and not np.isfinite(part).all():
+                raise ExampleError(f"field {name!r} of {source.describe(index)} holds NaN or infinite values")
+            if kind in PICTURES and part.dtype != np.uint8 and part.size:
+                low, high = part.min(), part.max()
+                if part.dtype.kind != "f" or not (low >= 0 and high <= 1):
+                    raise ExampleError(
+                        f"image field {name!r} of {source.describe(index)} is {part.dtype} from {low:g} to {high:g}; "
+                        "wanted uint8, or floats from 0 to 1: set data.pixel_range=black,white"
+                    )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from typing_extensions import override
 
+from data.colour import ColourTransform
+from data.kinds import MOVED, PICTURES
 from data.source import ExampleError
-from data.transform import Example, Transform, image_size
+from data.transform import Example, Layout, Transform
 from data.warp import Affine, Fill, check_interpolation, warp_field
 
 MAX_MAGNITUDE = 10.0
@@ -71,6 +75,10 @@ MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 CHANGES = (*COLOUR_CHANGES, *MOVES)
 
 
+def _recoloured(image: Image.Image, change: str, strength: Strength) -> Image.Image:
+    return image if change in MOVES else COLOUR_CHANGES[change](image, strength)
+
+
 def inverse_map(move: str, strength: float, width: int, height: int) -> tuple[float, float, float, float, float, float]:
     """The affine map from output to input coordinates of one of MOVES."""
     if move == "rotate":
@@ -93,8 +101,10 @@ class RandAugment(Transform):
     The defaults are the paper's, and big_vision's `randaug(2, 10)` but for cutout, its 16th change. DeiT's recipe,
     timm's `rand-m9-mstd0.5-inc1`, is `randaugment(2, 9, std=0.5, probability=0.5, increasing=True)`: the magnitude is
     normal with deviation `std`, and every change grows with it (in the paper enhancements, posterize and solarize do
-    not). Rotations, shears and shifts take masks, boxes, points and flow along.
+    not). Rotations, shears and shifts take all along that geometric transforms move.
     """
+
+    acts: ClassVar[tuple[str, ...] | None] = MOVED
 
     count: int = 2
     magnitude: float = 9.0
@@ -115,38 +125,48 @@ class RandAugment(Transform):
             if chance >= self.probability:
                 continue
             strength = Strength(min(max(magnitude / MAX_MAGNITUDE, 0.0), 1.0), float(sign), self.increasing)
-            images = self.fields(example, "image")
-            for name in images:
-                image = example.eight_bit(name, "randaugment")
-                example.values[name] = image if change in MOVES else COLOUR_CHANGES[change](image, strength)
-            if change in MOVES and images:
-                width, height = example.values["image" if "image" in images else images[0]].size
-                shaped = self.fields(example, "image", "mask", "flow")
-                for name in self.fields(example):
-                    size = image_size(example.values[name]) if name in shaped else (width, height)
-                    if abs(size[0] - size[1] * width / height) > 1:  # a pixel for sizes that were rounded
-                        raise ExampleError(
-                            f"example {example.values.get('index')}: randaugment turns images of {width}x{height} and "
-                            f"{name!r} of {size[0]}x{size[1]} together, which takes one ratio of width to height; "
-                            "restrict it by on="
-                        )
-                    warp = Affine(size, inverse_map(change, strength.signed, *size), self.interpolation)
-                    example.values[name] = warp_field(warp, example.kinds[name], example.values[name], self.fill or 0.0)
+            pictures = self.fields(example, *PICTURES)
+            recolour = functools.partial(_recoloured, change=change, strength=strength)
+            for name in pictures:
+                example.recolour(name, "randaugment", recolour)
+            if change in MOVES and pictures:
+                self._move(example, change, strength.signed)
+
+    def _move(self, example: Example, move: str, strength: float) -> None:
+        layout = Layout.of(self, example)
+        width, height = layout.sizes[layout.leader]
+        for name in self.fields(example, *MOVED):
+            size = layout.sizes[layout.followed(name)]
+            if abs(size[0] - size[1] * width / height) > 1:  # a pixel for sizes that were rounded
+                raise ExampleError(
+                    f"example {example.values.get('index')}: randaugment turns images of {width}x{height} and "
+                    f"{name!r} of {size[0]}x{size[1]} together, which takes one ratio of width to height; "
+                    "restrict it by on="
+                )
+            warp = Affine(size, inverse_map(move, strength, *size), self.interpolation)
+            example.values[name] = warp_field(warp, example.kinds[name], example.values[name], self.fill or 0.0)
+
+    @override
+    def refusal(self, kinds: Mapping[str, str]) -> str | None:
+        for name, kind in kinds.items():
+            if kind == "disparity":
+                return f"turns images, and a displacement along rows such as {name!r} (disparity) does not stay one"
+        if self.on is not None and not any(kinds[name] in PICTURES for name in kinds if self.acts_on(name)):
+            return f"finds no picture ({', '.join(PICTURES)}) among the fields of on={self.on!r}"
+        return super().refusal(kinds)
 
 
 @dataclass(frozen=True)
-class ThreeAugment(Transform):
+class ThreeAugment(ColourTransform):
     """Makes an image grey, solarizes it at 128, or blurs it with a deviation of 0.1 to 2 pixels: one of the three."""
 
     @override
     def __call__(self, example: Example, rng: np.random.Generator) -> None:
         choice, radius = int(rng.integers(3)), rng.uniform(0.1, 2.0)
-        for name in self.fields(example, "image"):
-            image = example.eight_bit(name, "three_augment")
-            if choice == 0:
-                changed = image.convert("L").convert(image.mode)
-            elif choice == 1:
-                changed = ImageOps.solarize(image, 128)
-            else:
-                changed = image.filter(ImageFilter.GaussianBlur(radius))
-            example.values[name] = changed
+        changes: tuple[Callable[[Image.Image], Image.Image], ...] = (
+            lambda image: image.convert("L").convert(image.mode),
+            lambda image: ImageOps.solarize(image, 128),
+            lambda image: image.filter(ImageFilter.GaussianBlur(radius)),
+        )
+        for name in self.fields(example, *PICTURES):
+            example.recolour(name, "three_augment", changes[choice])

@@ -1,16 +1,32 @@
 """What a data set is: a random-access sequence of records, and what is known about them.
 
-A record is a dict of named values. `info.fields` gives the kind of each:
+A record is a dict of named values. `info.fields` says the kind of each, and what is known of its shape and type:
 
-    image   uint8 [H, W, C] (0 to 255), float32 [H, W, C] (0 to 1), or an `EncodedImage` not decoded yet
-    label   int, 0 <= label < info.num_classes
-    mask    integer [H, W], one class a pixel; 255 where there is no truth
-    boxes   float32 [n, 4], (x_min, y_min, x_max, y_max) in pixels; the image spans 0 to W and 0 to H
-    points  float32 [n, 2+], (x, y, anything) in pixels
-    flow    float32 [H, W, 2], displacement (dx, dy) in pixels
-    text    str, or an int [length] array of tokens
+    image      uint8 [H, W, C] (0 to 255), float32 [H, W, C] (0 to 1), or an `EncodedImage` not decoded yet
+    views      images of one size, [V, H, W, C] or a list of them, of one scene by several cameras
+    video      images of one size, [T, H, W, C] or a list of them, one after another
+    mask       integer [H, W], one class a pixel; 255 where there is no truth
+    depth      float [H, W], metres; 0 or not finite where there is no truth
+    disparity  float [H, W], pixels from a place in one picture of a stereo pair to its place in the other; 0 or not
+               finite where there is no truth
+    flow       float32 [H, W, 2], displacement (dx, dy) in pixels
+    heatmap    float [H, W, C], a value a pixel
+    boxes      float32 [n, 4], (x_min, y_min, x_max, y_max) in pixels; the image spans 0 to W and 0 to H
+    points     float32 [n, 2+], (x, y, anything) in pixels
+    camera     float [3, 3], from camera coordinates to (x, y, 1) in pixels; or [V, 3, 3], one for each view
+    label      int, 0 <= label < info.num_classes
+    array      numbers of any one shape: voxels [V], sensors [T, C], poses
+    tokens     int [length]
+    text       str
 
 and every record has `index`, its place in the source.
+
+A geometric transform moves all that has a height and a width alike. What becomes of the values:
+
+    image, views, video, heatmap, flow   mixed with their neighbours; vectors of flow turn and stretch with the picture
+    mask, depth, disparity               taken from the nearest pixel; disparity is stretched with the width
+    boxes, points, camera                mapped exactly: a camera K becomes A K with the map of pixels A
+    label, array, tokens, text           never touched
 """
 
 from __future__ import annotations
@@ -26,11 +42,10 @@ from jaxtyping import Integer
 from PIL import Image, UnidentifiedImageError
 from typing_extensions import override
 
+from data.kinds import PICTURES, FieldSpec, known, specs
 from data.pixels import TURNS, Reading, eight_bit, orientation
 
 Record = dict[str, Any]
-
-KINDS = ("image", "label", "mask", "boxes", "points", "flow", "text", "array", "tokens")
 
 
 class ExampleError(ValueError):
@@ -41,24 +56,27 @@ class ExampleError(ValueError):
 class Info:
     """What is known about a source before a record is read.
 
-    `image_shape` is (height, width, channels) of the field `image`, None where it varies; `splits` maps the name of
-    every split of the set to its number of examples; `notes` are sentences to say before the set is used.
+    `fields` maps the name of each field to a `FieldSpec`; a kind alone, such as `"image"`, is taken for one of which no
+    more is known. `splits` maps the name of every split of the set to its number of examples; `notes` are sentences to
+    say before the set is used.
     """
 
     name: str
     split: str
-    fields: Mapping[str, str]
+    fields: Mapping[str, FieldSpec]
     num_examples: int
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
-    image_shape: tuple[int | None, int | None, int] | None = None
     splits: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, kind in self.fields.items():
-            if kind not in KINDS:
-                raise ValueError(f"field {name!r} of {self.name!r} has kind {kind!r}; allowed: {', '.join(KINDS)}")
+        object.__setattr__(self, "fields", specs(self.fields, self.name))
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each field, by its name."""
+        return {name: spec.kind for name, spec in self.fields.items()}
 
 
 class Source(Protocol):
@@ -148,14 +166,15 @@ class ArraySource(Source):
     """Records kept in memory as arrays whose first axis counts examples.
 
     Serves the digits, generated sets and tests: `ArraySource({"image": ..., "label": ...}, fields={"image": "image",
-    "label": "label"}, class_names=("a", "b"))`. A column may be a list where examples differ in shape.
+    "label": "label"}, class_names=("a", "b"))`. A column may be a list where examples differ in shape. Shapes and types
+    of the fields are those of the columns, and need not be said.
     """
 
     def __init__(
         self,
         columns: Mapping[str, Sequence[Any] | np.ndarray],
         *,
-        fields: Mapping[str, str],
+        fields: Mapping[str, str | FieldSpec],
         name: str = "arrays",
         split: str = "train",
         num_classes: int | None = None,
@@ -167,16 +186,19 @@ class ArraySource(Source):
             raise ValueError(f"columns {lengths} of {name!r} must be the fields {sorted(fields)}, all of one length")
         self._columns = dict(columns)
         count = next(iter(lengths.values()))
-        image = columns.get("image")
-        shape = tuple(image.shape[1:]) if isinstance(image, np.ndarray) else None
+        found = {}
+        for key, spec in specs(fields, name).items():
+            try:
+                found[key] = known(spec, columns[key])
+            except ValueError as error:
+                raise ValueError(f"field {key!r} of {name!r}: {error}") from None
         self.info = Info(
             name=name,
             split=split,
-            fields=dict(fields),
+            fields=found,
             num_examples=count,
             num_classes=num_classes if num_classes is not None else len(class_names) or None,
             class_names=tuple(class_names),
-            image_shape=shape,
             splits=dict(splits) if splits else {split: count},
         )
 
@@ -224,26 +246,42 @@ class ReadAs(Source):
     """Another source whose images are read in a certain way, those that are arrays of more than 8 bits too."""
 
     def __init__(self, source: Source, reading: Reading):
-        self._source, self._reading, self.info = source, reading, source.info
+        self._source, self._reading = source, reading
+        fields = {
+            name: replace(spec, dtype="float32") if reading.pixel_range and _is_deep(spec) else spec
+            for name, spec in source.info.fields.items()
+        }
+        self.info = replace(source.info, fields=fields)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
         record = dict(self._source[index])
-        for name, kind in self.info.fields.items():
+        for name, kind in self.info.kinds.items():
             value = record[name]
-            if isinstance(value, EncodedImage):
-                record[name] = value.read_as(self._reading)
-            elif kind == "image" and self._reading.pixel_range and np.asarray(value).dtype != np.uint8:
-                black, white = self._reading.pixel_range
-                unit = (np.asarray(value, np.float64) - black) / (white - black)
-                record[name] = np.clip(unit, 0, 1).astype(np.float32)
+            if kind in PICTURES and isinstance(value, list | tuple):
+                record[name] = [self._read(image) for image in value]
+            elif kind in PICTURES or isinstance(value, EncodedImage):
+                record[name] = self._read(value)
         return record
+
+    def _read(self, value: Any) -> Any:
+        if isinstance(value, EncodedImage):
+            return value.read_as(self._reading)
+        if not self._reading.pixel_range or np.asarray(value).dtype == np.uint8:
+            return value
+        black, white = self._reading.pixel_range
+        unit = (np.asarray(value, np.float64) - black) / (white - black)
+        return np.clip(unit, 0, 1).astype(np.float32)
 
     @override
     def describe(self, index: int) -> str:
         return self._source.describe(index)
+
+
+def _is_deep(spec: FieldSpec) -> bool:
+    return spec.kind in PICTURES and spec.dtype not in (None, "uint8")
 
 
 class DecodedOnce(Source):
@@ -262,10 +300,7 @@ class DecodedOnce(Source):
     def __getitem__(self, index: int) -> Record:
         record = self._records.get(index)
         if record is None:
-            record = {
-                key: np.asarray(value) if isinstance(value, EncodedImage) else value
-                for key, value in self._source[index].items()
-            }
+            record = {key: _decoded(value) for key, value in self._source[index].items()}
             self._records[index] = record
         return dict(record)
 
@@ -275,3 +310,9 @@ class DecodedOnce(Source):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_records": {}}
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_decoded(one) for one in value]
+    return np.asarray(value) if isinstance(value, EncodedImage) else value

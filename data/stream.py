@@ -189,7 +189,7 @@ def loader_of(
     if not len(source):
         raise ValueError(f"{source.info.name} {source.info.split} holds no example")
     pipeline = parse_transforms(transforms, mean, std) if isinstance(transforms, str) else transforms
-    pipeline.kinds(source.info.fields)  # names the field of a misspelt on=
+    pipeline.kinds(source.info.kinds)  # names the field of a misspelt on=
     return Loader(source, pipeline, seed, on_error)
 
 

@@ -5,6 +5,7 @@ import ast
 import numpy as np
 from typing_extensions import override
 
+from data.kinds import FieldSpec
 from data.names import unknown
 from data.source import Info, Record, Source
 from data.split import select
@@ -39,11 +40,10 @@ class Synthetic(Source):
         self.info = Info(
             name="synthetic",
             split=split,
-            fields={"image": "image", "label": "label"},
+            fields={"image": FieldSpec("image", (size, size, 3), "uint8"), "label": FieldSpec("label", (), "int64")},
             num_examples=sizes[split],
             num_classes=classes,
             class_names=tuple(f"grating {index}" for index in range(classes)),
-            image_shape=(size, size, 3),
             splits=sizes,
         )
 

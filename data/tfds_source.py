@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
+from data.kinds import FieldSpec
 from data.names import unknown
 from data.source import ArraySource, EncodedImage, Info, Record, Source
 from data.split import select
@@ -79,13 +80,10 @@ class Prepared(Source):
         self.info = Info(
             name=builder.info.full_name,
             split=split,
-            fields={name: kind for name, kind in kinds.items() if name != self._file},
+            fields={name: _spec(features[name], kind) for name, kind in kinds.items() if name != self._file},
             num_examples=sizes[split],
             num_classes=label.num_classes if label else None,
             class_names=tuple(label.names or ()) if label else (),
-            image_shape=(*features["image"].shape[:2], 1 if features["image"].shape[-1] == 1 else 3)
-            if kinds.get("image") == "image"
-            else None,
             splits=sizes,
         )
 
@@ -96,7 +94,7 @@ class Prepared(Source):
         raw = self._read(index)
         where = self._name(index, raw)
         record: Record = {"index": index}
-        for name, kind in self.info.fields.items():
+        for name, kind in self.info.kinds.items():
             if name in self._floats:
                 # TFDS keeps a float32 as the four channels of a PNG.
                 channels = np.asarray(EncodedImage(raw[name], where, "RGBA"))
@@ -130,6 +128,18 @@ def _kind(feature: Any, features: Any) -> str | None:
     if isinstance(feature, features.ClassLabel):
         return "label"
     return "text" if isinstance(feature, features.Text) else None
+
+
+def _spec(feature: Any, kind: str) -> FieldSpec:
+    """What is known of the values that `Prepared` gives for a feature."""
+    if kind in ("label", "text"):
+        return FieldSpec(kind, (), "int64") if kind == "label" else FieldSpec(kind)
+    height, width, channels = feature.shape
+    if kind == "mask":
+        return FieldSpec(kind, (height, width), "uint8" if feature.np_dtype == np.uint8 else None)
+    # Images of 8 and 16 bits are read as grey or in colour, 8 bits each.
+    dtype = "float32" if feature.np_dtype == np.float32 else "uint8"
+    return FieldSpec(kind, (height, width, 1 if channels == 1 else 3), dtype)
 
 
 def _builder(path: Path) -> Any:

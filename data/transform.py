@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import override
 
+from data.kinds import MOVED, PICTURES, SIZED
 from data.source import EncodedImage, ExampleError, Record
 from data.warp import Fill, Warp, warp_field
 
@@ -24,19 +25,32 @@ class Example:
     values: Record
     kinds: dict[str, str]
 
-    def eight_bit(self, name: str, what: str) -> Image.Image:
-        """The image `name` as a Pillow image. Raises ValueError if it is a float array already."""
+    def change(self, name: str, function: Callable[[Any], Any]) -> None:
+        """Applies a function to an image, or to every image of views or a video."""
         value = self.values[name]
-        if isinstance(value, EncodedImage):
-            value = value.decode()
-        if not isinstance(value, Image.Image):
-            raise ValueError(f"transform {what!r} needs an 8-bit image: put it before 'normalize' (field {name!r})")
-        return value
+        self.values[name] = [function(image) for image in value] if isinstance(value, list) else function(value)
+
+    def recolour(self, name: str, what: str, function: Callable[[Image.Image], Image.Image]) -> None:
+        """The same for a function of Pillow images. Raises ValueError, with `what` as its name, for float arrays."""
+
+        def on_eight_bits(value: Any) -> Image.Image:
+            if isinstance(value, EncodedImage):
+                value = value.decode()
+            if not isinstance(value, Image.Image):
+                raise ValueError(f"transform {what!r} needs an 8-bit image: put it before 'normalize' (field {name!r})")
+            return function(value)
+
+        self.change(name, on_eight_bits)
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Base of all transforms. `on` restricts one to some fields; by default it acts on every field it applies to."""
+    """Base of all transforms. `on` restricts one to some fields; by default it acts on every field it applies to.
+
+    `acts` are the kinds of fields that it can act on; None says nothing, and nothing is refused then.
+    """
+
+    acts: ClassVar[tuple[str, ...] | None] = None
 
     on: str | tuple[str, ...] | None = field(default=None, kw_only=True)
 
@@ -47,6 +61,14 @@ class Transform:
     def kinds_after(self, kinds: dict[str, str]) -> dict[str, str]:
         """The fields that leave this transform, given those that enter it."""
         return kinds
+
+    def refusal(self, kinds: Mapping[str, str]) -> str | None:
+        """Why it cannot act on a record with these fields, to be read after its name; None if it can."""
+        if self.acts is not None and self.on is not None:
+            for name in (self.on,) if isinstance(self.on, str) else self.on:
+                if kinds[name] not in self.acts:
+                    return f"does not act on {kinds[name]} (on={name!r}), but on {', '.join(self.acts) or 'none'}"
+        return None
 
     def pixel_scale(self, field: str) -> tuple[np.ndarray, np.ndarray] | None:
         """(mean, std) for a transform that makes images `(pixel - mean) / std`, pixels from 0 to 1; else None."""
@@ -63,13 +85,44 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """The sizes of what a geometric transform acts on, and whose pixels the coordinates of other fields count.
+
+    Boxes, points and a camera count those of the leader, the field `image` or else the first picture; a camera for each
+    view, `[V, 3, 3]`, counts those of the views.
+    """
+
+    sizes: dict[str, Size]
+    leader: str
+    of_cameras: dict[str, str]
+
+    @classmethod
+    def of(cls, transform: Transform, example: Example) -> Self:
+        """That of the fields of `example` that `transform` acts on. Raises ValueError if none of them has a size."""
+        pictures = transform.fields(example, *PICTURES)
+        sizes = {name: image_size(example.values[name]) for name in transform.fields(example, *SIZED)}
+        if not sizes:
+            raise ValueError(f"{type(transform).__name__} finds no image among the fields {sorted(example.kinds)}")
+        leader = "image" if "image" in pictures else [*pictures, *sizes][0]
+        views = transform.fields(example, "views")
+        cameras = [name for name in transform.fields(example, "camera") if np.ndim(example.values[name]) == 3]
+        return cls(sizes, leader, {name: views[0] for name in cameras if views})
+
+    def followed(self, name: str) -> str:
+        """The field whose map is that of the field `name`: itself if it has a size."""
+        return name if name in self.sizes else self.of_cameras.get(name, self.leader)
+
+
+@dataclass(frozen=True)
 class GeometricTransform(Transform):
     """A transform that draws one `Warp` for a record and applies it to all its fields.
 
-    Where images or masks differ in size, the same draws are made for each; boxes and points follow the field `image`,
-    or else the first one. `fill` is the colour, 0 to 255, of pixels from outside the image; by default the mean of
+    Where images or masks differ in size, the same draws are made for each; what has no size follows one of them
+    (`Layout`). `fill` is the colour, 0 to 255, of pixels from outside the image; by default the mean of
     the set.
     """
+
+    acts: ClassVar[tuple[str, ...] | None] = MOVED
 
     fill: Fill | None = field(default=None, kw_only=True)
 
@@ -89,19 +142,20 @@ class GeometricTransform(Transform):
 
     @override
     def __call__(self, example: Example, rng: np.random.Generator) -> None:
-        images = self.fields(example, "image")
-        sizes = {name: image_size(example.values[name]) for name in self.fields(example, "image", "mask", "flow")}
-        if not sizes:
-            raise ValueError(f"{type(self).__name__} finds no image among the fields {sorted(example.kinds)}")
-        leader = "image" if "image" in images else [*images, *sizes][0]
+        self.move(example, rng)
+
+    def move(self, example: Example, rng: np.random.Generator) -> Mapping[str, Warp | None]:
+        """Draws the maps, moves all fields by them, and returns them by the name of each field with a size."""
+        layout = Layout.of(self, example)
         try:
-            warps = self.warps(sizes, leader, rng)
+            warps = self.warps(layout.sizes, layout.leader, rng)
         except ExampleError as error:
             raise ExampleError(f"example {example.values.get('index')}: {error}") from error
-        for name in self.fields(example):
-            warp = warps[name if name in warps else leader]
+        for name in self.fields(example, *MOVED):
+            warp = warps[layout.followed(name)]
             if warp is not None:
                 example.values[name] = warp_field(warp, example.kinds[name], example.values[name], self.fill or 0.0)
+        return warps
 
 
 @dataclass(frozen=True)
@@ -153,7 +207,9 @@ class CroppingTransform(GeometricTransform):
 
 
 def image_size(value: Any) -> Size:
-    """(width, height) of an image in any of its forms, or of a mask or flow field."""
+    """(width, height) of an image in any of its forms, of the first of several, or of a map such as a mask."""
+    if isinstance(value, list):
+        return image_size(value[0])
     if isinstance(value, (Image.Image, EncodedImage)):
         return value.size
     return value.shape[1], value.shape[0]

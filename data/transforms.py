@@ -15,10 +15,11 @@ from PIL import Image
 from data.colour import ColorJitter, Erase, Normalize, Statistics, ToGray, ToRgb, ValueRange, as_array
 from data.fields import PadRows, Tokenize, View
 from data.geometric import CenterCrop, InceptionCrop, Pad, RandomCrop, RandomFlip, RandomResizedCrop, Resize
+from data.kinds import PICTURES
 from data.names import unknown
 from data.randaugment import RandAugment, ThreeAugment
-from data.source import Record
-from data.transform import Example, Transform
+from data.source import ExampleError, Record
+from data.transform import Example, Transform, image_size
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "center_crop": CenterCrop,
@@ -49,29 +50,63 @@ class Pipeline:
     transforms: tuple[Transform, ...]
 
     def __call__(self, record: Record, kinds: Mapping[str, str], rng: np.random.Generator) -> Record:
-        """The transformed record: images are uint8 [H, W, C], or float32 after `normalize`; strings are left out."""
+        """The transformed record: images are uint8 [H, W, C], or float32 after `normalize`; strings are left out.
+
+        Raises:
+            ValueError: a transform cannot act on these fields.
+            ExampleError: this record cannot be used.
+        """
+        self.kinds(kinds)
         example = Example(dict(record), dict(kinds))
-        for name in kinds:
-            if kinds[name] == "image":
-                example.values[name] = to_pillow(example.values[name])
+        for name, kind in kinds.items():
+            example.values[name] = _opened(example.values[name], kind, name)
         for transform in self.transforms:
             transform(example, rng)
         result: Record = {"index": np.int64(record["index"])}
         for name, kind in example.kinds.items():
             value = example.values[name]
-            if not isinstance(value, str):
-                result[name] = as_array(value) if kind == "image" else np.asarray(value)
+            if kind in PICTURES:
+                example.change(name, as_array)
+                result[name] = np.stack(example.values[name]) if isinstance(value, list) else example.values[name]
+            elif not isinstance(value, str):
+                result[name] = np.asarray(value)
         return result
 
     def kinds(self, kinds: Mapping[str, str]) -> dict[str, str]:
-        """The fields of what comes out, given those of the source. Raises ValueError for an `on=` that names none."""
+        """The fields of what comes out, given those of the source.
+
+        Raises:
+            ValueError: an `on=` that names none of them, or a transform that cannot act on one; one line.
+        """
         known = dict(kinds)
         for transform in self.transforms:
             for name in (transform.on,) if isinstance(transform.on, str) else transform.on or ():
                 if name not in known:
                     raise ValueError(unknown(f"field in on= of {type(transform).__name__}:", name, known))
+            if reason := transform.refusal(known):
+                raise ValueError(f"transform {_name(transform)!r} {reason}")
             known = transform.kinds_after(known)
         return known
+
+
+def _name(transform: Transform) -> str:
+    return next((name for name, kind in TRANSFORMS.items() if kind is type(transform)), type(transform).__name__)
+
+
+def _opened(value: Any, kind: str, field: str) -> Any:
+    """A value of a record in the form that transforms take: of views and videos a list, without truth a 0."""
+    if kind in ("views", "video"):
+        images = [to_pillow(image) for image in value]
+        sizes = sorted({image_size(image) for image in images})
+        if len(sizes) != 1:
+            some = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
+            raise ExampleError(f"{field!r} ({kind}) must hold images of one size, and has {some or 'no image'}")
+        return images
+    if kind in ("depth", "disparity"):
+        return np.nan_to_num(np.asarray(value, np.float32), nan=0, posinf=0, neginf=0)
+    if kind == "camera":
+        return np.asarray(value, np.float32)
+    return to_pillow(value) if kind == "image" else value
 
 
 def parse_transforms(text: str, mean: Statistics = 0.5, std: Statistics = 0.5) -> Pipeline:

@@ -7,7 +7,7 @@ centre is (0.5, 0.5). `matrix` is the affine map from the coordinates before to 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -170,11 +170,16 @@ class Affine(Warp):
 
 
 def warp_field(warp: Warp, kind: str, value: Any, fill: Fill) -> Any:
-    """Applies a warp to a field of any kind; labels and text stay as they are.
+    """Applies a warp to a field of any kind; labels, arrays, tokens and text stay as they are.
 
     Boxes are clipped to the image and keep their rows, so that per-box labels stay aligned: one that left the image has
-    no area. Points may leave it. A flow field is moved and its vectors are turned and stretched with it.
+    no area. Points may leave it. A flow field is moved and its vectors are turned and stretched with it. Depth and
+    disparity are never mixed between pixels, since what lies between two surfaces is none; disparity is stretched with
+    the width. A camera K becomes A K, with `matrix` as A: what it projects lands where its pixel went. After a flip its
+    focal length across is negative, so that points and poses in other fields stay as they are.
     """
+    if kind in ("views", "video"):
+        return [warp_field(warp, "image", image, fill) for image in value]
     if kind == "image":
         if isinstance(value, EncodedImage):
             value, warp = warp.open(value)
@@ -187,6 +192,18 @@ def warp_field(warp: Warp, kind: str, value: Any, fill: Fill) -> Any:
     if kind == "flow":
         moved = _planes(value, lambda plane: warp.pixels(plane, nearest=False, fill=0))
         return np.einsum("...i,ji->...j", moved, warp.matrix[:, :2]).astype(np.float32)
+    if kind == "heatmap":
+        smooth = replace(warp, interpolation="bilinear") if isinstance(warp, Resample | Affine) else warp
+        return _planes(value, lambda plane: smooth.pixels(plane, nearest=False, fill=0))
+    if kind == "depth":
+        return _planes(value[..., None], lambda plane: warp.pixels(plane, nearest=True, fill=0))[..., 0]
+    if kind == "disparity":
+        # Where two pictures are mirrored at their border, what is seen there has the opposite disparity.
+        open_ended = replace(warp, mirror=False) if isinstance(warp, Window) else warp
+        moved = _planes(value[..., None], lambda plane: open_ended.pixels(plane, nearest=True, fill=0))[..., 0]
+        return moved * np.float32(abs(warp.matrix[0, 0]))  # mirrored pictures change their sides (`RandomFlip`)
+    if kind == "camera":
+        return (np.concatenate([warp.matrix, [[0, 0, 1]]]) @ value).astype(np.float32)
     if kind == "points":
         return np.concatenate([_move(warp, value[..., :2]), value[..., 2:]], axis=-1).astype(np.float32)
     if kind == "boxes":

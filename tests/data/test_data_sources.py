@@ -74,8 +74,8 @@ def test_digits_are_the_scikit_learn_images_divided_once_and_for_all(cache):
     train, test = (data.open_source("digits", split, cache) for split in ("train", "test"))
     assert (len(train), len(test)) == (1442, 355)
     assert train.info.class_names == tuple("0123456789")
-    assert train.info.fields == {"image": "image", "label": "label"}
-    assert train.info.image_shape == (8, 8, 1)
+    assert train.info.kinds == {"image": "image", "label": "label"}
+    assert train.info.fields["image"].shape == (8, 8, 1)
     assert train.info.splits == {"train": 1442, "test": 355}
     original = load_digits()
     pixels = {
@@ -176,7 +176,7 @@ def test_all_kinds_of_tfds_features(tmp_path):
     generated.write(tmp_path, "scenes", "1.2.0", features, {"train": [example] * 2}, config="small")
     source = data.open_source("scenes/small", "train", str(tmp_path))
     kinds = {"image": "image", "segmentation": "mask", "label": "label", "caption": "text"}
-    assert source.info.fields == kinds
+    assert source.info.kinds == kinds
     assert source.info.num_classes == 5
     record = source[1]
     np.testing.assert_array_equal(record["segmentation"], mask)
@@ -265,7 +265,7 @@ def test_a_plain_folder_for_prediction(tmp_path):
         save(tmp_path / name)
     source = data.open_source(f"images:{tmp_path}", "all")
     assert [Path(source.describe(index)).name for index in range(3)] == ["a.png", "b.png", "c.png"]
-    assert source.info.fields == {"image": "image"}
+    assert source.info.kinds == {"image": "image"}
     with pytest.raises(ValueError, match="holds no image"):
         data.open_source(f"images:{(tmp_path / 'empty').mkdir() or tmp_path / 'empty'}", "all")
 
@@ -303,7 +303,7 @@ def test_files_of_mnist_packed_or_not(tmp_path):
     images = idx_set(tmp_path)
     train, test = (data.open_source(f"idx:{tmp_path}", split) for split in ("train", "test"))
     assert (len(train), len(test), train.info.num_classes) == (6, 4, 3)
-    assert train.info.image_shape == (3, 5, 1)
+    assert train.info.fields["image"].shape == (3, 5, 1)
     assert train.info.splits == {"train": 6, "test": 4}
     np.testing.assert_array_equal(train[4]["image"], images[4, ..., None])
     np.testing.assert_array_equal(test[1]["image"], images[7, ..., None])
@@ -344,7 +344,7 @@ def test_damaged_files_of_mnist_are_named(tmp_path):
 
 def test_synthetic_is_a_function_of_its_options():
     source = data.open_source("synthetic:classes=3,examples=8,size=16", "train")
-    assert (len(source), source.info.num_classes, source.info.image_shape) == (8, 3, (16, 16, 3))
+    assert (len(source), source.info.num_classes, source.info.fields["image"].shape) == (8, 3, (16, 16, 3))
     assert source[5]["label"] == 2
     np.testing.assert_array_equal(
         source[5]["image"], data.open_source("synthetic:classes=3,examples=8,size=16", "train")[5]["image"]

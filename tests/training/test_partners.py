@@ -44,7 +44,7 @@ def scaled(config, key="train_transforms"):
     """Two images as a run has them, `[2, 16, 16, 3]`."""
     pipeline = data.parse_transforms(getattr(config.data, key), config.data.mean, config.data.std)
     source = named(NAMES)
-    return np.stack([pipeline(source[i], source.info.fields, np.random.default_rng(0))["image"] for i in range(2)])
+    return np.stack([pipeline(source[i], source.info.kinds, np.random.default_rng(0))["image"] for i in range(2)])
 
 
 def test_a_teacher_in_the_same_terms_is_taken_as_it_is(teacher, capsys):

@@ -48,10 +48,21 @@ def weights(saved: Mapping[str, Any], use_ema: bool = True) -> tuple[dict[str, n
 
 
 def saved_info(saved: Mapping[str, Any]) -> data.Info:
-    """What the data source of a saved run said about itself."""
-    values: dict[str, Any] = saved["metadata"]["info"]
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return data.Info(**fields)
+    """What the data source of a saved run said about itself.
+
+    Checkpoints from before fields had shapes have their kinds alone, and the shape of the image beside them.
+    """
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in saved["metadata"]["info"].items()
+    }
+    shape = values.pop("image_shape", None)
+    fields = {
+        name: data.FieldSpec(**spec) if isinstance(spec, Mapping) else data.FieldSpec(spec)
+        for name, spec in values["fields"].items()
+    }
+    if shape and "image" in fields:
+        fields["image"] = dataclasses.replace(fields["image"], shape=shape)
+    return data.Info(**{**values, "fields": fields})
 
 
 def fit(loaded: Mapping[str, np.ndarray], template: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -13,7 +13,17 @@ from jax.sharding import NamedSharding
 
 import data
 from configs import Config
+from data.kinds import PICTURES, SIZED, without_size
 from training.distributed import mesh
+
+_HINTS = {
+    "image": "channels are changed by 'to_rgb' or 'to_gray(1)'; config.model.options.channels is the model's",
+    "tokens": "the length of 'tokenize(length)'",
+    "text": "'tokenize(length)' gives one length",
+    "boxes": "'pad_rows(count)' gives one number of rows",
+    "points": "'pad_rows(count)' gives one number of rows",
+}
+"""What makes the shape of a field of each kind, where it is not its height and width."""
 
 
 def open_source(config: Config, name: str, split: str) -> data.Source:
@@ -121,7 +131,7 @@ def check(
     text = transforms(settings.train_transforms if training else settings.eval_transforms, settings.image_size)
     pipeline = data.parse_transforms(text, settings.mean, settings.std)
     with contextlib.suppress(data.ExampleError):  # one that cannot be read is the stream's to report or replace
-        record = pipeline(source[0], source.info.fields, np.random.default_rng(0))
+        record = pipeline(source[0], source.info.kinds, np.random.default_rng(0))
         batch = {name: np.asarray(value)[None] for name, value in record.items()}
         return fields({**batch, "valid": np.ones(1, np.float32)}, spec, source, key, any_size=not training)
     return {}
@@ -141,14 +151,14 @@ def fields(
       spec: names, shapes and types that the task wants.
       transforms_key: the key of `config.data` to name in an error.
       complete: whether all of them have to be there.
-      any_size: whether images, masks and flow may be of another height and width.
+      any_size: whether images and all else that has a height and a width may have another one.
 
     Raises:
       ValueError: a field is missing, or has another shape or another kind of numbers.
     """
     missing = [name for name in spec if name not in batch]
     if missing and complete:
-        text = source.info.fields.get(missing[0]) == "text"
+        text = source.info.kinds.get(missing[0]) == "text"
         hint = f" (text becomes numbers by 'tokenize(length)' in config.data.{transforms_key})" if text else ""
         raise ValueError(
             f"{source.info.name!r} has no field {missing[0]!r}, which the task needs; it has "
@@ -157,28 +167,36 @@ def fields(
     present = {name: batch[name] for name in spec if name in batch}
     for name, value in present.items():
         shape, wanted = tuple(value.shape[1:]), tuple(spec[name].shape[1:])
-        flexible = any_size and source.info.fields.get(name) in ("image", "mask", "flow") and len(shape) == len(wanted)
-        if shape != wanted and not (flexible and shape[2:] == wanted[2:]):
+        kind = source.info.kinds.get(name)
+        flexible = any_size and kind in SIZED and len(shape) == len(wanted)
+        if shape != wanted and not (flexible and without_size(kind, shape) == without_size(kind, wanted)):
+            of_size = kind is None or (kind in SIZED and without_size(kind, shape) == without_size(kind, wanted))
+            hint = "config.data.image_size and the transforms have to agree" if of_size else _HINTS.get(kind or "", "")
             raise ValueError(
-                f"field {name!r} of {source.info.name!r} has shape {shape} after config.data.{transforms_key}, the "
-                f"task takes {wanted} "
-                "(config.data.image_size and the transforms have to agree)"
+                f"field {name!r}{_of_kind(name, kind)} of {source.info.name!r} has shape {shape} after "
+                f"config.data.{transforms_key}, the task takes {wanted}{f' ({hint})' if hint else ''}"
             )
-        present[name] = _typed(name, value, np.dtype(spec[name].dtype), source, transforms_key)
+        present[name] = _typed(name, kind, value, np.dtype(spec[name].dtype), source, transforms_key)
     return present
 
 
-def _typed(name: str, value: np.ndarray, wanted: np.dtype, source: data.Source, transforms_key: str) -> np.ndarray:
+def _of_kind(name: str, kind: str | None) -> str:
+    return "" if kind in (None, name) else f" ({kind})"
+
+
+def _typed(
+    name: str, kind: str | None, value: np.ndarray, wanted: np.dtype, source: data.Source, transforms_key: str
+) -> np.ndarray:
     """The values in the type that the task takes; integers do not become fractions, nor the reverse, in silence."""
     if value.dtype == wanted:
         return value
     whole, takes_whole = (jax.numpy.issubdtype(dtype, jax.numpy.integer) for dtype in (value.dtype, wanted))
     if value.dtype != bool and whole != takes_whole:
-        image = value.ndim == 4 and (value.dtype == np.uint8 or wanted == np.uint8)
+        image = (kind in PICTURES or (kind is None and value.ndim == 4)) and np.uint8 in (value.dtype, wanted)
         hint = "" if not image else "; add 'normalize' or 'value_range(0, 1)'" if whole else "; leave out 'normalize'"
         raise ValueError(
-            f"field {name!r} of {source.info.name!r} is {value.dtype} after config.data.{transforms_key}, the task "
-            f"takes {wanted}{hint}"
+            f"field {name!r}{_of_kind(name, kind)} of {source.info.name!r} is {value.dtype} after "
+            f"config.data.{transforms_key}, the task takes {wanted}{hint}"
         )
     if whole and takes_whole and value.size and not np.can_cast(value.dtype, wanted):
         limits = np.iinfo(wanted)
