@@ -201,9 +201,11 @@ class Task:
 
     def answer(self, model: nnx.Module, inputs: Batch) -> Any:
         """What the model says to the fields that `inputs` names: the outputs of `forward` in an evaluation, without
-        their name where it is one.
+        their name where it is one. What is random is drawn by the place in the batch.
         """
-        outputs = self.forward(model, inputs, train=False, key=None, partners={})
+        places = jnp.arange(next(iter(inputs.values())).shape[0])  # a size that may be symbolic
+        keys = jax.vmap(lambda place: jax.random.fold_in(jax.random.key(0), place))(places)
+        outputs = self.forward(model, inputs, train=False, key=keys, partners={})
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
     def partners(self, load: Callable[..., nnx.Module], *, train: bool = True) -> dict[str, nnx.Module]:
