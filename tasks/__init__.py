@@ -2,8 +2,9 @@
 
 from tasks import classification as _classification  # registers "classification"
 from tasks.base import Chart, Task, create, find, names, register
+from tasks.losses import Loss
 from tasks.metrics import Metric
 
 del _classification
 
-__all__ = ["Chart", "Metric", "Task", "create", "find", "names", "register"]
+__all__ = ["Chart", "Loss", "Metric", "Task", "create", "find", "names", "register"]

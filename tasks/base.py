@@ -21,6 +21,7 @@ import models
 import naming
 from configs import Config, Field
 from data import classes
+from tasks.losses import Loss, total
 from tasks.metrics import HostMetric, Metric, mean
 
 if TYPE_CHECKING:
@@ -255,8 +256,17 @@ class Task:
         raise NotImplementedError
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar to minimise, a mean over the valid examples, and its named parts (scalars, for the log)."""
-        raise NotImplementedError
+        """The scalar to minimise, a mean over the valid examples, and its named parts (scalars, for the log).
+
+        The default is the sum of `losses`, by which a task that has several is logged and evaluated.
+        """
+        if not (losses := self.losses()):
+            raise NotImplementedError
+        return total(losses, outputs, batch)
+
+    def losses(self) -> dict[str, Loss]:
+        """Several losses by name, each of which trains parameters of its own; `{}` is one, `loss`, that trains all."""
+        return {}
 
     def predictions(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """What the model says about each example, by name, each `[B, ...]`: what `eval.py --predict` writes."""

@@ -8,6 +8,7 @@ from flax import nnx
 import data
 from tasks import metrics
 from tasks.base import Task
+from tasks.losses import Loss
 
 
 class Restoration(Task):
@@ -130,3 +131,49 @@ def image_text_source(count=40, size=8, seed=0):
     text[:, 0] = np.where(asks_red, 1, 2)
     columns = {"image": image, "text": text, "label": (red == asks_red).astype(np.int64)}
     return data.ArraySource(columns, fields={"image": "image", "text": "text", "label": "label"}, num_classes=2)
+
+
+class MeanGame(Task):
+    """Two players in one dimension: a generator of numbers and who tells them from the brightness of images.
+
+    The discriminator is linear, so that its gradient penalty (arXiv:1801.04406) is the square of its slope.
+    """
+
+    every = 2
+
+    class Model(nnx.Module):
+        """The generator shifts noise."""
+
+        def __init__(self, rngs):
+            self.generator, self.discriminator = nnx.Module(), nnx.Linear(1, 1, rngs=rngs)
+            self.generator.shift = nnx.Param(jnp.zeros(1))
+
+    def build_model(self, rngs):
+        return self.Model(rngs)
+
+    def forward(self, model, batch, *, train, key, partners):
+        real = batch["image"].mean((1, 2))[:, :1]
+        noise = jax.random.normal(key, real.shape) if train else jax.vmap(lambda own: jax.random.normal(own, (1,)))(key)
+        fake = model.generator.shift + 0.05 * noise
+        slope = jnp.broadcast_to(model.discriminator.kernel, (len(real), 1))
+        logits = {"real": model.discriminator(real), "fake": model.discriminator(fake)}
+        return {**logits, "sample": fake, "slope": slope, "place": jnp.arange(len(real))}
+
+    def losses(self):
+        def generator(outputs, batch):
+            return jax.nn.softplus(-outputs["fake"]).mean(), {}
+
+        def discriminator(outputs, batch):
+            real, fake = jax.nn.softplus(-outputs["real"]).mean(), jax.nn.softplus(outputs["fake"]).mean()
+            return real + fake + jnp.square(outputs["slope"]).mean(), {"real": real, "fake": fake}
+
+        return {
+            "discriminator": Loss(discriminator, "discriminator", every=self.every),
+            "generator": Loss(generator, "generator", every=self.every, offset=self.every - 1),
+        }
+
+    def optimizers(self):
+        return {"fast": ("generator", {"learning_rate": 0.05})}
+
+    def metrics(self):
+        return {"mean": metrics.mean(lambda outputs, batch: outputs["sample"][:, 0])}

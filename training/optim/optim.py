@@ -1,7 +1,8 @@
 """Optimizers from a config: AdamW, LAMB, Lion, SGD, Muon and those of optax over flat dictionaries of parameters.
 
 An optimizer is a list of rules. A rule is an optax transformation with the leaves, or layers of stacked leaves, that it
-owns, and for each its learning-rate factor (per layer) and weight decay. No rule owns frozen parameters. A step is
+owns, and for each its learning-rate factor (per layer) and weight decay. No rule owns frozen parameters, and where a
+task has several losses no rule owns parameters of two of them. A step is
 
     g      = gradient * min(1, clip_norm / norm(gradients of the group))
     d      = transformation(g) + weight_decay * parameter             (LAMB: times the trust ratio of each layer)
@@ -13,6 +14,7 @@ docs/optim.md has the formulas, the recommended values and their sources.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +24,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from training.optim import from_optax, gradients, multipliers, muon, pieces
+from tasks.losses import Loss
+from training.optim import from_optax, gradients, multipliers, muon, owners, pieces
 from training.optim.patterns import Shaped, expand, nearest, select, stacked
 from training.optim.pieces import Pieces
 from training.optim.schedules import Schedule
@@ -133,10 +136,11 @@ class _Rule:
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """Rules whose gradients are clipped together."""
+    """Rules whose gradients are clipped together; of several losses, those that one of them trains."""
 
     clip_norm: float
     rules: dict[str, _Rule]
+    loss: str = ""
 
     def clip(self, grads: Flat, squared: Mapping[str, Array]) -> Flat:
         grads = {name: grads[name] for rule in self.rules.values() for name in rule.pieces}
@@ -145,6 +149,29 @@ class _Group:
         norm = gradients.global_norm(squared[name] for name in grads)
         factor = jnp.minimum(1.0, self.clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
         return {name: factor.astype(grad.dtype) * grad for name, grad in grads.items()}
+
+    def update(
+        self,
+        grads: Flat,
+        squared: Mapping[str, Array],
+        states: Mapping[str, OptState],
+        params: Mapping[str, Array],
+        learning_rate: Float[Array, ""],
+    ) -> tuple[Flat, dict[str, OptState]]:
+        clipped = self.clip(grads, squared)
+        steps: Flat = {}
+        after = {}
+        for label, rule in self.rules.items():
+            own = {name: clipped[name] for name in rule.pieces}
+            part, after[label] = rule.update(own, states[label], params, learning_rate)
+            steps |= part
+        return steps, after
+
+    def leave(self, states: Mapping[str, OptState], params: Mapping[str, Array]) -> tuple[Flat, dict[str, OptState]]:
+        """The update of a step in which nothing changes, by a bit: -0.0 is what can be added to 0.0 and -0.0."""
+        owned = {piece: value for rule in self.rules.values() for piece, value in rule.pieces.items()}
+        steps = {name: jnp.full_like(value, -0.0) for name, value in pieces.take(params, owned).items()}
+        return steps, {label: states[label] for label in self.rules}
 
 
 class Aux(NamedTuple):
@@ -172,12 +199,14 @@ class Optimizer:
         group_names: names in reports, one for each unrolled block and each other module, frozen or not.
         trainable: names of the leaves that are not wholly frozen; the others need no gradient.
         schedule: learning rate by step.
+        trained_by: of several losses, which leaves or layers each trains, `{loss: {leaf: bool [] or [L]}}`.
     """
 
     groups: dict[str, _Group]
     group_names: tuple[str, ...]
     trainable: tuple[str, ...]
     schedule: Schedule
+    trained_by: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @property
     def rules(self) -> dict[str, _Rule]:
@@ -197,7 +226,11 @@ class Optimizer:
         }
 
     def update(
-        self, grads: Mapping[str, Array], opt_state: OptState, params: Mapping[str, Array]
+        self,
+        grads: Mapping[str, Array],
+        opt_state: OptState,
+        params: Mapping[str, Array],
+        due: Mapping[str, bool | Bool[Array, ""]] | None = None,
     ) -> tuple[Flat, OptState, Aux]:
         """One step: updates for all of `params` (zero where frozen; to be added), the new state, and `Aux`.
 
@@ -205,6 +238,7 @@ class Optimizer:
             grads: gradients by name; those not in `trainable` may be absent.
             opt_state: from `init` or the last `update`.
             params: all parameters.
+            due: of several losses, which are taken in this step; the parameters of others and their state stay.
         """
         owned: Pieces = {}
         for rule in self.rules.values():
@@ -213,13 +247,20 @@ class Optimizer:
         squared = gradients.squared_norms(held)
         learning_rate = self.schedule(opt_state["count"])
         steps: Flat = {}
-        states = {}
+        states: dict[str, OptState] = {}
         for group in self.groups.values():
-            clipped = group.clip(held, squared)
-            for label, rule in group.rules.items():
-                own = {name: clipped[name] for name in rule.pieces}
-                part, states[label] = rule.update(own, opt_state["rules"][label], params, learning_rate)
-                steps |= part
+            before = {label: opt_state["rules"][label] for label in group.rules}
+            taken = (due or {}).get(group.loss, True)
+            if taken is True:
+                part, after = group.update(held, squared, before, params, learning_rate)
+            else:
+                part, after = jax.lax.cond(
+                    taken,
+                    functools.partial(group.update, held, squared, before, params, learning_rate),
+                    functools.partial(group.leave, before, params),
+                )
+            steps |= part
+            states |= after
         updates = pieces.put({name: jnp.zeros_like(param) for name, param in params.items()}, steps, owned)
         aux = Aux(
             grad_norm=gradients.global_norm(squared.values()),
@@ -237,6 +278,7 @@ def build(
     layer_of: Callable[[str], int] | None = None,
     num_layers: int | None = None,
     groups: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+    losses: Mapping[str, Loss] | None = None,
 ) -> Optimizer:
     """The optimizer of a config.
 
@@ -248,15 +290,19 @@ def build(
         num_layers: the largest such number; given if and only if `layer_of` is.
         groups: optimizers of a task, `{label: (pattern, overrides of Settings)}`; the first match counts, and what no
             pattern matches is group "main". Each group clips by its own norm and scales the schedule to its own peak.
+        losses: several losses of a task; a group that two of them train is one for each, clipped apart.
 
     Raises:
-        ValueError: unknown names; a pattern that matches nothing; nothing left to train.
+        ValueError: unknown names; a pattern that matches nothing; nothing left to train; a parameter that no loss or
+            more than one trains.
     """
     main = Settings(**{field.name: getattr(optim_cfg, field.name) for field in dataclasses.fields(Settings)})
     free = {name: ~frozen for name, frozen in select("config.optim.freeze", optim_cfg.freeze, params).items()}
     trainable = tuple(name for name, mask in free.items() if mask.any())
     if not trainable:
         raise ValueError(f"config.optim.freeze: {tuple(optim_cfg.freeze)} leaves no parameter to train")
+    losses = losses or {}
+    trained_by = owners.of_losses(losses, params, free) if losses else {}
     claims = {}
     for label, (pattern, overrides) in (groups or {}).items():
         if label == MAIN:
@@ -275,10 +321,19 @@ def build(
             if main.learning_rate == 0:
                 raise ValueError(f"config.optim.learning_rate: 0, so the rate of optimizer {label!r} cannot follow it")
             scales = {name: scale * (settings.learning_rate / main.learning_rate) for name, scale in scales.items()}
-        rules = _rules(label, settings, pieces.cut(owned), params, scales, schedule)
-        if rules:
+        for loss, mine in trained_by.items():
+            both = {name: mask & mine[name] for name, mask in owned.items()}
+            own = f"{loss}-{label}"
+            if rules := _rules(own, settings, pieces.cut(both), params, scales, _at_due(schedule, losses[loss])):
+                built[own] = _Group(settings.clip_norm, rules, loss)
+        if not trained_by and (rules := _rules(label, settings, pieces.cut(owned), params, scales, schedule)):
             built[label] = _Group(settings.clip_norm, rules)
-    return Optimizer(built, tuple(gradients.param_groups(params)), trainable, schedule)
+    return Optimizer(built, tuple(gradients.param_groups(params)), trainable, schedule, trained_by)
+
+
+def _at_due(schedule: Schedule, loss: Loss) -> Schedule:
+    """The schedule by how often a loss was due, for an optimizer that counts its own steps."""
+    return schedule if loss.every == 1 else lambda count: schedule(count * loss.every + loss.offset)
 
 
 def _replace(main: Settings, overrides: Mapping[str, Any]) -> Settings:

@@ -45,19 +45,27 @@ class Terminal:
         self._open = False
 
     def progress(
-        self, step: int, total: int, row: Mapping[str, Any], shown: Sequence[str] = (), unit: str = "images"
+        self,
+        step: int,
+        total: int,
+        row: Mapping[str, Any],
+        *,
+        shown: Sequence[str] = (),
+        losses: Sequence[str] = (),
+        unit: str = "images",
     ) -> None:
         """Shows step, loss, speed, remaining time and the share of time spent waiting for data; what is None was not
         measured and is left out.
 
         Args:
           shown: further values of the row.
+          losses: names of several losses, shown in place of their sum.
           unit: what `<unit>_per_second` counts.
         """
         if self.quiet:
             return
         parts = [f"step {step}/{total}"]
-        digits = {"loss": 4, **dict.fromkeys(shown, 3)}
+        digits = {**dict.fromkeys(losses or ["loss"], 4), **dict.fromkeys(shown, 3)}
         parts += [f"{name} {row[name]:.{places}f}" for name, places in digits.items() if row.get(name) is not None]
         if row.get("skipped_steps"):
             parts.append(f"skipped {row['skipped_steps']}")

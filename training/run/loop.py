@@ -334,7 +334,14 @@ class Session:
         if self.primary:
             self.writers.write(self.step, "train", row)
             task = self.run.task
-            self.terminal.progress(self.step, self.run.total_steps, row, task.progress(), task.unit)
+            self.terminal.progress(
+                self.step,
+                self.run.total_steps,
+                row,
+                shown=task.progress(),
+                losses=tuple(task.losses()),
+                unit=task.unit,
+            )
         self.state = dataclasses.replace(self.state, metrics=self.run.fresh_metrics())
         window.restart()
 

@@ -129,6 +129,7 @@ def prepare(
         layer_of=getattr(model, "layer_id", None),
         num_layers=getattr(model, "num_layers", None),
         groups=task.optimizers(),
+        losses=task.losses(),
     )
     helpers = task.partners(partners.loader(config, task.info))
     split = {name: models.split(partner) for name, partner in helpers.items()}

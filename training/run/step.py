@@ -10,9 +10,11 @@ import jax.numpy as jnp
 
 import models
 from tasks.base import Task
+from tasks.losses import total
 from training.optim import ema as averages
 from training.optim import gradients as norms
 from training.optim import optim
+from training.run import gradients as backward
 from training.run import health
 from training.run.state import Flat, TrainState
 
@@ -46,32 +48,36 @@ def make_step(
       ema_decay: decay of the moving average; 0 keeps none.
       constants: state that the graph has besides that of the run, by name; it never changes.
     """
-    train_metrics, fixed = task.train_metrics(), dict(constants or {})
+    train_metrics, losses, fixed = task.train_metrics(), task.losses(), dict(constants or {})
 
-    def loss_of(params: Flat, model_state: Flat, batch: Any, key: jax.Array, partners: Any):
+    def forward(params: Flat, model_state: Flat, batch: Any, key: jax.Array, partners: Any):
         model = models.merge(graph, params, {**model_state, **fixed})
         outputs = task.forward(model, batch, train=True, key=key, partners=partners)
-        loss, scalars = task.loss(outputs, batch)
         after = {name: value for name, value in models.split(model)[2].items() if name not in fixed}
-        return loss, (after, scalars, outputs)
+        return outputs, after
 
-    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+    if losses:
+        gradient_of = backward.of_several(losses, optimizer.trained_by, forward)
+    else:
+        gradient_of = backward.of_one(task, forward)
 
-    def part(params: Flat, model_state: Flat, sums: Any, batch: Any, key: jax.Array, partners: Any):
+    def part(params: Flat, model_state: Flat, sums: Any, batch: Any, key: jax.Array, partners: Any, due: backward.Due):
         """Loss, its named parts and gradients of some examples, the model state after them, and metric sums."""
-        (loss, (model_state, scalars, outputs)), grads = gradient_of(params, model_state, batch, key, partners)
+        (loss, (model_state, scalars, outputs)), grads = gradient_of(params, model_state, batch, key, partners, due)
         sums = {name: metric.update(sums[name], outputs, batch) for name, metric in train_metrics.items()}
         return loss, scalars, grads, model_state, sums
 
-    def gradients(state: TrainState, batch: Any, key: jax.Array, partners: Any):
+    def gradients(state: TrainState, batch: Any, key: jax.Array, partners: Any, due: backward.Due):
         """What `part` gives for the whole batch: means over the parts, and the model state after the last one."""
         sums = {name: metric.init() for name, metric in train_metrics.items()}
         if parts == 1:
-            return part(state.params, state.model_state, sums, batch, key, partners)
+            return part(state.params, state.model_state, sums, batch, key, partners, due)
 
         def accumulate(carry: tuple, inputs: tuple):
             (total, model_state, sums), (piece, piece_key) = carry, inputs
-            loss, scalars, grads, model_state, sums = part(state.params, model_state, sums, piece, piece_key, partners)
+            loss, scalars, grads, model_state, sums = part(
+                state.params, model_state, sums, piece, piece_key, partners, due
+            )
             return (jax.tree.map(jnp.add, total, grads), model_state, sums), (loss, scalars)
 
         pieces = {k: jnp.moveaxis(v.reshape(v.shape[0] // parts, parts, *v.shape[1:]), 1, 0) for k, v in batch.items()}
@@ -85,8 +91,9 @@ def make_step(
         partners = merge_partners(partner_graphs, partner_arrays)
         prepare_key, forward_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         prepared = task.prepare(batch, prepare_key)
-        loss, scalars, grads, model_state, sums = gradients(state, prepared, forward_key, partners)
-        updates, opt_state, aux = optimizer.update(grads, state.opt_state, state.params)
+        due = {name: loss.due(state.step) for name, loss in losses.items()}
+        loss, scalars, grads, model_state, sums = gradients(state, prepared, forward_key, partners, due)
+        updates, opt_state, aux = optimizer.update(grads, state.opt_state, state.params, due)
         params = {name: value + updates[name].astype(value.dtype) for name, value in state.params.items()}
         bad_loss = ~jnp.isfinite(loss)
         bad_params = norms.overflowed_groups(params, optimizer.group_names)
@@ -136,14 +143,17 @@ def make_step(
 def loss_parts(
     task: Task, graph: Any, params: Any, model_state: Any, batch: Any, partner_graphs: Any, partner_arrays: Any
 ) -> list[str]:
-    """Names of the scalars that `Task.loss` gives besides the loss, found by tracing the task without running it."""
+    """Names of the scalars that there are besides the loss, such as those of several losses, found by tracing the task
+    without running it.
+    """
+    losses = task.losses()
 
     def trace(params: Any, model_state: Any, batch: Any, arrays: Any):
         key = jax.random.key(0)
         partners = merge_partners(partner_graphs, arrays)
         batch = task.prepare(batch, key)
         outputs = task.forward(models.merge(graph, params, model_state), batch, train=True, key=key, partners=partners)
-        return task.loss(outputs, batch)[1]
+        return (total(losses, outputs, batch) if losses else task.loss(outputs, batch))[1]
 
     return list(jax.eval_shape(trace, params, model_state, batch, partner_arrays))
 
