@@ -9,7 +9,7 @@ TRAINED = {
     "diffusion": ("diffusion:open_patterns", "diffusion:Clean", "diffusion:Diffusion", 4, 300, 0.005),
     "words": ("words:open_rows", "words:Causal", "words:NextToken", 224, 300, 0.01),
     "scanpaths": ("scanpaths:open_fixations", "scanpaths:Gaze", "scanpaths:Scanpath", 8, 200, 0.01),
-    "voxels": ("voxels:open_voxels", "voxels:Readout", "voxels:Encoding", 4, 200, 0.02),
+    "voxels": ("voxels:open_voxels", "voxels:Readout", "voxels:Encoding", 4, 200, 0.1),
 }
 
 

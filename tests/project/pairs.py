@@ -56,7 +56,7 @@ class Denoising(Task):
     def batch_spec(self, batch_size, *, train, info=None):
         spec = super().batch_spec(batch_size, train=train, info=info)
         if not train:  # whole images of that set
-            shape = (batch_size, *(info or self.info).image_shape)
+            shape = (batch_size, *(info or self.info).fields["image"].shape)
             spec["image"] = jax.ShapeDtypeStruct(shape, jnp.float32)
         return {**spec, "clean": spec["image"]}
 
