@@ -17,7 +17,13 @@ TOKENS = ("cls_token", "dist_token", "reg_token")
 Flat = dict[str, np.ndarray]
 
 
-def adapt(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]) -> tuple[Flat, list[str]]:
+def adapt(
+    model: Any,
+    loaded: Mapping[str, np.ndarray],
+    fresh: Mapping[str, Any],
+    *,
+    image_size: tuple[int, int] | None = None,
+) -> tuple[Flat, list[str]]:
     """Fits `loaded` to `model` where a published practice says how, and leaves everything else as it is.
 
     All `STEPS`, one after another.
@@ -26,6 +32,8 @@ def adapt(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]
       model: an NNX module that says its grid and prefix; it may be abstract.
       loaded: parameters by unrolled name.
       fresh: the model's own parameters by unrolled name.
+      image_size: (height, width) in pixels that `loaded` was trained on, where it is known. Without it learned
+        positions count as those of the model's grid, or of a square one.
 
     Returns:
       The adapted parameters, and one sentence for each change.
@@ -35,7 +43,10 @@ def adapt(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]
     """
     adapted, notes = dict(loaded), list[str]()
     for step in STEPS:
-        adapted, said = step(model, adapted, fresh)
+        if step is adapt_positions:
+            adapted, said = adapt_positions(model, adapted, fresh, image_size)
+        else:
+            adapted, said = step(model, adapted, fresh)
         notes += said
     return adapted, notes
 
@@ -71,7 +82,12 @@ def adapt_classifiers(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mappi
     return adapted, notes
 
 
-def adapt_positions(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any]) -> tuple[Flat, list[str]]:
+def adapt_positions(
+    model: Any,
+    loaded: Mapping[str, np.ndarray],
+    fresh: Mapping[str, Any],
+    image_size: tuple[int, int] | None = None,
+) -> tuple[Flat, list[str]]:
     """Learned positions on the model's grid and in its convention.
 
     Rows of prefix tokens in a file for a model without them are added to these tokens, which is the same function; a
@@ -79,18 +95,22 @@ def adapt_positions(model: Any, loaded: Mapping[str, np.ndarray], fresh: Mapping
     model's grid.
 
     Raises:
-      ValueError: the rows are neither those of the model's grid nor those of a square one: a file does not say its
-        sides.
+      ValueError: the rows are neither those of the model's grid (or of the one for `image_size`) nor those of a square
+        one: a file does not say its sides.
     """
     name = "pos_embed"
     adapted, notes = dict(loaded), list[str]()
-    if name not in loaded or name not in fresh or loaded[name].shape == tuple(fresh[name].shape):
+    if name not in loaded or name not in fresh:
         return adapted, notes
     if loaded[name].ndim != 3 or len(fresh[name].shape) != 3:
         return adapted, notes  # a map, or another model's
+    there = _grid_for(model, image_size)
+    # A grid of 4 x 8 places has as many as one of 8 x 4.
+    if loaded[name].shape == tuple(fresh[name].shape) and (there is None or there == model.grid.shape):
+        return adapted, notes
     table, grid = loaded[name], model.grid
     wanted = grid.prefix if model.prefix_positions else 0
-    prefix, shape = _layout(table.shape[1], wanted, loaded, grid.shape)
+    prefix, shape = _layout(table.shape[1], wanted, loaded, there or grid.shape)
     if prefix and not wanted:
         start = 0
         for token in _tokens(adapted):
@@ -169,6 +189,14 @@ def classes_of(flat: Mapping[str, Any], head: str) -> int:
 
 def _tokens(flat: Mapping[str, np.ndarray]) -> list[str]:
     return [token for token in TOKENS if token in flat and flat[token].ndim == 3]
+
+
+def _grid_for(model: Any, image_size: tuple[int, int] | None) -> tuple[int, ...] | None:
+    """The grid that the model has for images of another size; None where it does not say it."""
+    try:
+        return tuple(model.patch_embed.grid_shape(*image_size)) if image_size else None
+    except (AttributeError, ValueError):
+        return None
 
 
 def _layout(

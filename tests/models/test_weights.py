@@ -23,6 +23,7 @@ from official import (
 )
 
 import models
+from attn import resample_positions
 from models.hosts.isotropic import VisionTransformer, VitOptions
 from models.weights.family import FAMILIES, family_of
 from models.weights.files import write_safetensors
@@ -91,6 +92,17 @@ def test_own_convention_goes_first():
 def test_positions_of_unknown_sides():
     with pytest.raises(ValueError, match=r"pos_embed: 11 rows are not 1 prefix tokens and a square grid"):
         loaded(official(img_size=(16, 40)))
+
+
+@pytest.mark.parametrize(("trained", "now"), [((16, 32), (32, 16)), ((24, 48), (16, 32)), ((16, 16), (8, 40))])
+def test_positions_of_known_sides(trained, now):
+    """A checkpoint says on which images it was trained; 2 x 4 places are as many as 4 x 2."""
+    before, model = own_values(build(img_size=trained), seed=3), build(img_size=now)
+    adapted, notes = models.adapt(model, before, own_values(model, seed=4), image_size=trained)
+    sides = [(height // 8, width // 8) for height, width in (trained, now)]
+    assert notes == ["positions resampled from {} x {} to {} x {} (bicubic)".format(*sides[0], *sides[1])]
+    expected = resample_positions(before["pos_embed"], *sides, prefix=1, method="bicubic")
+    np.testing.assert_array_equal(adapted["pos_embed"], expected)
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

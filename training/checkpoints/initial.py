@@ -200,12 +200,14 @@ def start_from(
             if any(name.startswith(f"{part}.") for name in loaded):  # of a model that has the part as well
                 part = ""
             own = getattr(own, part, own)
-            loaded, notes = models.adapt(own, loaded, models.unstack(models.split(own)[1]))
+            trained = configs.from_dict(saved["config"])
+            before = inputs.sides(trained)
+            loaded, notes = models.adapt(own, loaded, models.unstack(models.split(own)[1]), image_size=before)
             if saved["ema"]:
                 taken, other = ("raw", "averaged") if which == RAW else ("averaged", "raw")
                 notes = [f"the {taken} weights are taken, not the {other} ones", *notes]
             theirs = saved_info(saved)
-            notes += _other_inputs(configs.from_dict(saved["config"]), config)
+            notes += _other_inputs(trained, config)
         loaded, said = _classes_by_name(loaded, models.unstack(models.split(own)[1]), theirs, info)
         notes += said
         if part:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+import configs
 import data
 import models
 import tasks
@@ -18,7 +19,7 @@ from configs import Config
 from models.core import sharding
 from models.core.state import unrolled
 from tasks.base import Task
-from training.checkpoints import initial, partners
+from training.checkpoints import initial, inputs, partners
 from training.distributed import mesh, processes
 from training.run.evaluate import Evaluator, Results
 from training.run.evaluations import Evaluations
@@ -84,20 +85,25 @@ def load(
     averaged = bool(saved["ema"]) and (config.eval.use_ema if use_ema is None else use_ema)
     abstract, graph, *templates = initial.abstract_model(task)
     loaded, *state = initial.weights(saved, averaged)
-    if saved["config"] and saved["config"]["data"]["image_size"] != config.data.image_size:
-        loaded = _for_size(abstract, loaded, templates[0], config)
+    trained_on = inputs.sides(configs.from_dict(saved["config"])) if saved["config"] else inputs.sides(config)
+    if trained_on != inputs.sides(config):
+        loaded = _for_size(abstract, loaded, templates[0], config, trained_on)
     parts = zip((loaded, *state), templates, strict=True)
     model = models.merge(graph, *(initial.fit(part, template, str(saved["path"])) for part, template in parts))
     return _place(task, config, model, "ema" if averaged else "raw", saved["step"])
 
 
 def _for_size(
-    model: nnx.Module, params: Mapping[str, np.ndarray], template: Mapping[str, Any], config: Config
+    model: nnx.Module,
+    params: Mapping[str, np.ndarray],
+    template: Mapping[str, Any],
+    config: Config,
+    trained_on: tuple[int, int],
 ) -> dict[str, np.ndarray]:
-    """The parameters for images of another size than those of the training; what changes is said on stderr."""
+    """The parameters for images of another size than `trained_on`, (height, width); what changes is said on stderr."""
     where = f"config.data.image_size={config.data.image_size}"
     try:
-        adapted, notes = models.adapt(model, params, unrolled(template))
+        adapted, notes = models.adapt(model, params, unrolled(template), image_size=trained_on)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if jax.process_index() == 0:
