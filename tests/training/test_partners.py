@@ -1,18 +1,23 @@
 """Teachers and starts of another run: their own images, sides and order of classes."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import simulated
 import tiny
+import tiny_models
 from flax import nnx
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import configs
 import data
 import models
 from data import classes
 from training.checkpoints import initial, inputs, partners
+from training.distributed import mesh
 from training.run import loop
 from training.run.run import prepare
 
@@ -93,6 +98,87 @@ def test_a_teacher_of_another_size_gets_resized_images(teacher, capsys):
 def test_a_teacher_that_cannot_be_asked_is_refused(teacher, keys, names, said):
     with pytest.raises(ValueError, match=said):
         partners.load(tiny.config(**keys), named(names).info, str(teacher))
+
+
+def test_partners_lie_on_a_mesh_as_their_models_say():
+    """As parameters of the run would; the plan counts a share of them on each device."""
+    options = {**tiny.TINY["model.options"], "image_size": 16, "num_classes": 4}
+    teacher = models.create("vit_mu16", rngs=nnx.Rngs(0), **options)
+    resized = partners.Partner(teacher, partners.Terms(size=(16, 16)))
+    helpers = {"teacher": resized, "meter": nnx.BatchNorm(3, rngs=nnx.Rngs(0))}
+    graphs, arrays, places = partners.spread(helpers, AbstractMesh((1, 2, 2), mesh.AXES), shapes_only=True)
+    assert graphs.keys() == arrays.keys() == places.keys() == helpers.keys()
+    specs = {name: place.spec for name, place in places["teacher"][0].items()}
+    assert specs["model.blocks.[0::1].mlp.fc1.kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert specs["model.blocks.[0::1].norm1.scale"] == PartitionSpec(None, None)
+    assert set(jax.tree.leaves(places["meter"])) == {NamedSharding(places["meter"][0]["bias"].mesh, PartitionSpec())}
+    parts = jax.tree.map(lambda x, place: np.prod(place.shard_shape(x.shape)), arrays, places)
+    assert sum(jax.tree.leaves(parts)) < 0.6 * sum(x.size for x in jax.tree.leaves(arrays))
+    odd = models.create("vit_mu16", rngs=nnx.Rngs(0), **{**options, "heads": 1})
+    with pytest.raises(ValueError, match=r"partner 'odd': config\.mesh\.tensor=2: does not divide the 1 heads"):
+        partners.spread({"odd": odd}, AbstractMesh((1, 1, 2), mesh.AXES), shapes_only=True)
+
+
+SPREAD = """
+import json, sys
+
+import jax
+import numpy as np
+
+sys.path[:0] = {paths}
+from flax import nnx
+import data, tiny, tiny_models
+from tasks.classification import Classification
+from training.distributed import mesh
+from training.evaluation import trained
+from training.plans import plan
+from training.run.run import prepare
+
+
+class Taught(Classification):
+    def partners(self, load, *, train=True):
+        return {{"teacher": tiny_models.create("vit")}}
+
+    def forward(self, model, batch, *, train, key, partners):
+        images = jax.image.resize(batch["image"], (len(batch["image"]), 32, 32, 3), "bilinear")
+        return {{"logits": partners["teacher"](images)[:, :4] + 0 * model(batch["image"])}}
+
+
+def loss(**settings):
+    config = tiny.config(**settings)
+    source = data.open_source(config.data.name, "test")
+    task = Taught(config, source.info)
+    ready = trained._place(task, config, task.build_model(nnx.Rngs(0)), "raw", 0)
+    return [ready.evaluate(source)["loss"], spec(ready.evaluator.partner_arrays)]
+
+
+def spec(arrays):
+    return str(arrays["teacher"][0]["blocks.[0::1].mlp.fc1.kernel"].sharding.spec)
+
+
+config = tiny.config(mesh__fsdp=2)
+source = data.open_source(config.data.name, "train")
+run = prepare(config, source=source, task=Taught(config, source.info))
+batch = {{"image": np.ones((16, 16, 16, 3), np.float32), "label": np.zeros(16, np.int32), "index": np.arange(16)}}
+state, _ = run.step(run.initial_state(), mesh.put_batch(batch, mesh.batch_sharding(run.mesh)), run.partner_arrays)
+trains = [float(state.metrics["means"]["loss"]), spec(run.partner_arrays)]
+trains.append(plan._parts(run)["partner models"])
+print(json.dumps([trains, loss(), loss(mesh__fsdp=2)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_partners_are_spread_in_training_and_evaluation():
+    tests = Path(__file__).resolve().parents[1]
+    trains, whole, spread = simulated.run(2, SPREAD.format(paths=[str(tests.parent), str(tests)]))
+    assert np.isfinite(trains[0])
+    assert "fsdp" not in whole[1]
+    assert "fsdp" in trains[1]
+    assert "fsdp" in spread[1]
+    teacher = tiny_models.create("vit")
+    assert trains[2] < 0.6 * sum(4 * value.size for value in models.split(teacher)[1].values())
+    assert spread[0] == pytest.approx(whole[0], rel=1e-6)
 
 
 def test_a_file_of_weights_teaches_with_the_configuration_of_its_model(teacher, tmp_path):

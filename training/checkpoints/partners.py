@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 import configs
@@ -22,8 +23,12 @@ import models
 import tasks
 from configs import Config
 from data import classes
+from models.core import sharding
 from models.weights import files
 from training.checkpoints import checkpoint, initial, inputs
+from training.distributed import mesh
+
+Arrays = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 
 LOGITS = ("logits", "token_logits", "distillation_logits")
 """What of a model's answers has classes on its last axis."""
@@ -74,6 +79,33 @@ class Partner(nnx.Module):
             return dict(answers)
         places = jnp.asarray(self.terms.classes)
         return {name: value[..., places] if name in LOGITS else value for name, value in answers.items()}
+
+
+def spread(
+    helpers: Mapping[str, nnx.Module], device_mesh: Mesh, *, shapes_only: bool = False
+) -> tuple[dict[str, models.Graph], Arrays, Any]:
+    """What a compiled step takes of partners, spread over the mesh by the rules of their models.
+
+    Args:
+      helpers: by name, with their numbers.
+      shapes_only: nothing is put on the devices, which may be described ones.
+
+    Returns:
+      Their static parts, `{name: (parameters, state)}`, and where these lie.
+
+    Raises:
+      ValueError: the devices do not divide what a partner consists of; names it.
+    """
+    graphs, arrays, shardings = dict[str, models.Graph](), Arrays(), dict[str, Any]()
+    for name, helper in helpers.items():
+        graphs[name], *leaves = models.split(helper)
+        arrays[name] = (leaves[0], leaves[1])
+        try:
+            shardings[name] = mesh.tree_shardings(arrays[name], sharding.rules(helper), device_mesh)
+        except ValueError as error:
+            raise ValueError(f"partner {name!r}: {error}") from error
+    placed = jax.eval_shape(lambda: arrays) if shapes_only else mesh.place(arrays, shardings)
+    return graphs, placed, shardings
 
 
 def loader(config: Config, info: data.Info) -> Callable[..., nnx.Module]:

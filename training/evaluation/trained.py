@@ -118,9 +118,7 @@ def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: in
     shardings = mesh.tree_shardings(leaves, sharding.rules(model), device_mesh)
     params, model_state = mesh.place(leaves, shardings)
     helpers = task.partners(partners.loader(config, task.info), train=False)
-    split = {name: models.split(partner) for name, partner in helpers.items()}
-    partner_graphs = {name: parts[0] for name, parts in split.items()}
-    arrays = mesh.place({name: parts[1:] for name, parts in split.items()}, mesh.replicated(device_mesh))
+    partner_graphs, arrays, _ = partners.spread(helpers, device_mesh)
     terminal = Terminal(quiet=not processes.is_first())
     evaluator = Evaluator(task, graph, config, device_mesh, partner_graphs, arrays, terminal)
     return Trained(config, task, evaluator, params, model_state, weights, step)

@@ -234,7 +234,7 @@ def _parts(run: Run) -> dict[str, int]:
         "optimizer": size(state.opt_state, places.opt_state),
         "moving average": size(state.ema, places.ema),
         "batch": size(batch, mesh.batch_sharding(run.mesh)),
-        "partner models": size(run.partner_arrays, mesh.replicated(run.mesh)),
+        "partner models": size(run.partner_arrays, run.partner_shardings),
         "counters": sum(size(getattr(state, name), getattr(places, name)) for name in small),
     }
 

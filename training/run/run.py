@@ -40,7 +40,7 @@ class Run:
       step: the compiled step `(state, batch, partners) -> (state, done)`; it donates the state.
       fresh_metrics: zeroed sums for the log.
       group_names: parameter groups in the order of `state.health["bad_groups"]`.
-      partner_graphs, partner_arrays: frozen partner models.
+      partner_graphs, partner_arrays, partner_shardings: frozen partner models, and where their arrays lie.
     """
 
     config: Config
@@ -60,6 +60,7 @@ class Run:
     group_names: tuple[str, ...]
     partner_graphs: Mapping[str, Any]
     partner_arrays: Mapping[str, Any]
+    partner_shardings: Mapping[str, Any]
 
     def steps(self, duration: Any) -> int:
         """A duration of this run in steps."""
@@ -132,11 +133,7 @@ def prepare(
         losses=task.losses(),
     )
     helpers = task.partners(partners.loader(config, task.info))
-    split = {name: models.split(partner) for name, partner in helpers.items()}
-    partner_graphs = {name: parts[0] for name, parts in split.items()}
-    whole = mesh.replicated(device_mesh)
-    partner_arrays: Any = {name: parts[1:] for name, parts in split.items()}
-    partner_arrays = jax.eval_shape(lambda: partner_arrays) if devices else mesh.place(partner_arrays, whole)
+    partner_graphs, partner_arrays, partner_shardings = partners.spread(helpers, device_mesh, shapes_only=bool(devices))
     batch_shapes = task.batch_spec(config.data.batch_size, train=True)
     feeding.check(config, source, batch_shapes, training=True)
 
@@ -195,8 +192,8 @@ def prepare(
     jitted = jax.jit(
         mesh.under(device_mesh, function),
         donate_argnums=0,
-        in_shardings=(shardings, batch_shardings, whole),
-        out_shardings=(shardings, whole),
+        in_shardings=(shardings, batch_shardings, partner_shardings),
+        out_shardings=(shardings, mesh.replicated(device_mesh)),
     )
     if unread := [*configs.unread(config), *configs.unread(task.options, task.known_options)]:
         raise ValueError(
@@ -221,4 +218,5 @@ def prepare(
         group_names=tuple(optimizer.group_names),
         partner_graphs=partner_graphs,
         partner_arrays=partner_arrays,
+        partner_shardings=partner_shardings,
     )
