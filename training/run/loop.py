@@ -154,6 +154,16 @@ class Session:
         except OSError as error:
             raise OSError(f"--workdir={workdir}: cannot be made: {error.strerror}") from error
         self.lock = Lock(workdir) if self.primary else None
+        with contextlib.ExitStack() as undo:
+            if self.lock:
+                undo.callback(self.lock.close)  # what cannot be opened holds nothing
+            self._open(overrides, most_eval_batches)
+            undo.pop_all()
+
+    def _open(self, overrides: Mapping[str, Any], most_eval_batches: int | None) -> None:
+        """Finds the state to go on from, and opens what is written."""
+        run, workdir, terminal, continuation = self.run, self.workdir, self.terminal, self.continuation
+        config, signals, started = run.config, self.signals, self.started
         processes.check_shared(workdir, f"--workdir={workdir}")
         best, mode = run.task.best_metric
         self.checkpoints = checkpoint.Checkpointer(
