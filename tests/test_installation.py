@@ -29,7 +29,7 @@ def test_an_installation_is_whole(tmp_path):
         path.relative_to(ROOT).as_posix()
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".json")
+        if path.name.endswith((".py", ".json", "_classes.txt"))
     }
     assert installed == wanted
     script = (

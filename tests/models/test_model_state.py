@@ -45,7 +45,8 @@ class NormedTask(Classification):
 
 
 def train(workdir, **overrides):
-    config = tiny.config(**{"optim__learning_rate": 0.01, "data__train_transforms": "normalize", **overrides})
+    usual = {"optim__learning_rate": 0.01, "data__train_transforms": "normalize", **tiny.OWN_MODEL}
+    config = tiny.config(**{**usual, **overrides})
     source = feeding.open_source(config, config.data.name, "train")
     return loop.train(config, workdir, task=NormedTask(config, source.info), terminal=tiny.quiet())
 
@@ -136,7 +137,8 @@ class FrozenTask(Classification):
 
 
 def test_a_run_keeps_the_statistics_of_frozen_modules(tmp_path):
-    config = tiny.config(data__train_transforms="normalize", optim__freeze=("norm",), optim__ema=0.5, train__steps=2)
+    frozen = dict(optim__freeze=("norm",), optim__ema=0.5, train__steps=2)
+    config = tiny.config(data__train_transforms="normalize", **frozen, **tiny.OWN_MODEL)
     source = feeding.open_source(config, config.data.name, "train")
     loop.train(config, tmp_path, task=FrozenTask(config, source.info), terminal=tiny.quiet())
     saved = checkpoint.restore_for_eval(tmp_path)
