@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from configs.duration import Duration
 from configs.schema import Field
 from configs.size import Size
+from configs.starts import WEIGHTS, Starts
 
 _d = Duration.parse
 
@@ -31,13 +32,14 @@ FIELDS: dict[str, Any] = {
         "init_from": Field(
             "",
             "Workdir, checkpoint or file of official weights (docs/weights.md) whose parameters start the run; another "
-            "number of classes or image size is adapted.",
+            "number of classes or image size is adapted. A list starts parts of the model (docs/checkpoints.md).",
+            kind=Starts,
         ),
         "init_weights": Field(
             "auto",
             "Which weights of init_from: the raw ones or their moving average (ema); auto takes the average of a run "
             "that has one, and of a file the only ones.",
-            choices=("auto", "raw", "ema"),
+            choices=WEIGHTS,
         ),
         "attention": Field("", "Attention module that replaces the model's own; empty keeps it."),
         "drop_path": Field(0.0, "Drop-path rate of the last block; rises linearly from 0.", low=0, high=0.999),

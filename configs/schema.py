@@ -15,6 +15,8 @@ from configs.duration import ALLOWED as DURATIONS
 from configs.duration import Duration
 from configs.size import ALLOWED as SIZES
 from configs.size import Size
+from configs.starts import ALLOWED as STARTS
+from configs.starts import Starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Field:
       prefix: where there are choices, text that begins so is allowed besides; whoever reads it checks the rest.
       low, high: inclusive bounds of a number.
       kind: the key's type where the default does not say it: where it is None ("left to whoever reads it", which is
-      then allowed as 'none'), or `Size`.
+      then allowed as 'none'), `Size` or `Starts`.
       identity: whether a run with another value is another run, so that its workdir cannot be continued.
     """
 
@@ -50,6 +52,8 @@ class Field:
             return f"a duration such as {DURATIONS}"
         if self.kind is Size:
             return SIZES
+        if self.kind is Starts:
+            return STARTS
         kind = {
             bool: "true or false",
             int: "a whole number",
@@ -87,6 +91,8 @@ def _convert(field: Field, value: Any) -> Any:
         return Duration.parse(value)
     if kind is Size:
         return Size.parse(value)
+    if kind is Starts:
+        return Starts.parse(value)
     if kind is str:
         if not isinstance(value, str):
             raise TypeError
@@ -132,7 +138,9 @@ def check(key: str, field: Field, value: Any) -> Any:
     """
     try:
         value = _convert(field, value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError) as error:
+        if field.kind is Starts and isinstance(error, ValueError):  # it says more than what is allowed
+            raise ValueError(f"config.{key}: {error}") from None
         raise ValueError(f"config.{key}={value!r}: takes {field.allowed()}") from None
     open_ended = bool(field.prefix) and isinstance(value, str) and value.startswith(field.prefix)
     if field.choices and value not in field.choices and not open_ended:

@@ -16,7 +16,7 @@ import configs
 import data
 import models
 from data import classes
-from training.checkpoints import initial, inputs, partners
+from training.checkpoints import initial, inputs, partners, starts
 from training.distributed import mesh
 from training.run import loop
 from training.run.run import prepare
@@ -244,7 +244,9 @@ def test_weights_of_a_family_start_the_part_that_is_of_it(teacher, tmp_path, mon
         saved |= {"params": {**whole, **{name: params[name] for name in ("boxes.kernel", "boxes.bias")}}}
         monkeypatch.setattr(initial.checkpoint, "restore_for_eval", lambda path: saved)
     config = tiny.config(model__init_from=str(start))
-    found = models.unstack(initial.start_from(config, params, state, detector, named(NAMES).info)[0])
+    found = models.unstack(
+        starts.start_from(starts.of_config(config), config, params, state, detector, named(NAMES).info)[0]
+    )
     name = "blocks.1.mlp.fc1.kernel"
     np.testing.assert_array_equal(found[f"backbone.{name}"], there[name])
     np.testing.assert_array_equal(found["boxes.kernel"], params["boxes.kernel"])

@@ -1,5 +1,5 @@
-"""Weights that a run starts from, that are evaluated or that a frozen partner has: read from a workdir, a checkpoint or
-a file of official weights, and fitted to a model.
+"""Weights that are evaluated, that a frozen partner has or that a run starts from (`training/checkpoints/starts.py`):
+read from a workdir, a checkpoint or a file of official weights, and fitted to a model.
 """
 
 from __future__ import annotations
@@ -13,26 +13,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-import configs
 import data
 import models
 import tasks
 from configs import Config
 from data import classes
 from models.weights import files
-from models.weights.adapt import CLASSIFIERS
-from models.weights.family import FAMILIES
 from models.weights.files import Weights
 from models.weights.load import classifier_classes, read
-from models.weights.wrappings import EMA, RAW
+from models.weights.wrappings import EMA
 from tasks.base import Task
-from training.checkpoints import checkpoint, inputs
+from training.checkpoints import checkpoint
 from training.checkpoints import checkpoint_layout as layout
-from training.distributed import mesh
-
-AUTO = "auto"
-"""Value of `config.model.init_weights` that takes the averaged weights of a run where it has some, and the only ones of
-a file."""
 
 
 def abstract_model(task: Task) -> tuple[nnx.Module, Any, Any, Any]:
@@ -155,117 +147,6 @@ def classes_of(found: Weights, model: nnx.Module, info: data.Info) -> data.Info:
     if classifier_classes(model, found) == len(synsets) and classes.imagenet_places(info.class_names):
         return dataclasses.replace(info, num_classes=len(synsets), class_names=synsets)
     return info
-
-
-def start_from(
-    config: Config,
-    params: Mapping[str, jax.Array],
-    model_state: Mapping[str, jax.Array],
-    model: nnx.Module,
-    info: data.Info,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Starts a fresh model from saved weights or from a file of official ones.
-
-    What the model can adapt (a classifier for another number of classes, positions of another image size) is adapted
-    and said on stderr, as is which of several weights are taken; everything else has to fit. Where one part of a model
-    is of a family and the model is not, as the backbone of a detector, weights of that family go to this part.
-
-    Args:
-      config: its `model.init_from` is a workdir, checkpoint or file of weights, of which `model.init_weights` are
-        taken.
-      params, model_state: the fresh ones.
-      model: knows what may be adapted.
-      info: what the data says of itself; a classifier for the same classes in another order is put in this one, and
-        one for other classes starts anew.
-
-    Returns:
-      Parameters and model state in the layout of the fresh ones, whole and on the host in every process.
-    """
-    path, which = config.model.init_from, config.model.init_weights
-    fresh, fresh_state = mesh.gather((dict(params), dict(model_state)))
-    where = f"config.model.init_from={path}"
-    own = models.merge(models.split(model)[0], fresh, fresh_state)
-    part = _only_known_part(own)
-    try:
-        if files.is_weight_file(path):
-            own = getattr(own, part, own)
-            found = read(own, path, None if which == AUTO else which, choice="config.model.init_weights={}")
-            loaded, loaded_state, notes = models.convert_weights(own, found)
-            theirs = classes_of(found, own, info)
-        else:
-            saved = checkpoint.restore_for_eval(path)
-            if which == EMA and not saved["ema"]:
-                raise ValueError("config.model.init_weights=ema: it has no moving average (the run had optim.ema=0)")
-            loaded, loaded_state = weights(saved, which != RAW)
-            if any(name.startswith(f"{part}.") for name in loaded):  # of a model that has the part as well
-                part = ""
-            own = getattr(own, part, own)
-            trained = configs.from_dict(saved["config"])
-            before = inputs.sides(trained)
-            loaded, notes = models.adapt(own, loaded, models.unstack(models.split(own)[1]), image_size=before)
-            if saved["ema"]:
-                taken, other = ("raw", "averaged") if which == RAW else ("averaged", "raw")
-                notes = [f"the {taken} weights are taken, not the {other} ones", *notes]
-            theirs = saved_info(saved)
-            notes += _other_inputs(trained, config)
-        loaded, said = _classes_by_name(loaded, models.unstack(models.split(own)[1]), theirs, info)
-        notes += said
-        if part:
-            loaded, loaded_state = (
-                {**models.unstack(rest), **{f"{part}.{name}": value for name, value in flat.items()}}
-                for flat, rest in ((loaded, fresh), (loaded_state, fresh_state))
-            )
-            notes.append(f"the weights go to {part}; the rest starts anew")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    fitted = fit(loaded, fresh, where), fit(loaded_state, fresh_state, where)
-    say(f"init_from {path}", notes)
-    return fitted
-
-
-def _only_known_part(model: nnx.Module) -> str:
-    """The one attribute of a model without a family that is a model of a family; "" without or with several."""
-
-    def known(module: Any) -> bool:
-        return any(isinstance(module, family.model) for family in FAMILIES.values())
-
-    parts = [] if known(model) else [name for name, value in vars(model).items() if known(value)]
-    return parts[0] if len(parts) == 1 else ""
-
-
-def _other_inputs(theirs: Config, ours: Config) -> list[str]:
-    scales = [inputs.scale(config, "train_transforms") for config in (theirs, ours)]
-    if scales[0] is None or scales[1] is None or inputs.rescaled(scales[0], scales[1]) is None:
-        return []
-    return [f"it was trained on images with {inputs.spelled(scales[0])}; here they have {inputs.spelled(scales[1])}"]
-
-
-def _classes_by_name(
-    loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any], theirs: data.Info, ours: data.Info
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A classifier for as many classes, in the order of ours; for other classes it takes its `fresh` values."""
-    count = ours.num_classes
-    heads = [
-        name
-        for name, array in loaded.items()
-        if name.split(".")[0] in CLASSIFIERS and array.ndim and array.shape[-1] == count
-    ]
-    if not count or theirs.num_classes != count:
-        return dict(loaded), []
-    try:
-        found = classes.places(ours, theirs, "the weights")
-    except ValueError as error:
-        if not heads:
-            return dict(loaded), [
-                f"{error}; no classifier is known by its name ({', '.join(CLASSIFIERS)}) to start anew"
-            ]
-        anew = {name: np.asarray(fresh[name]) for name in heads if name in fresh}
-        return {**loaded, **anew}, [f"the classifier starts anew: {error}"]
-    if not (said := classes.described(found, count)):
-        return dict(loaded), []
-    if not heads:
-        return dict(loaded), [f"{said}; no classifier is known by its name ({', '.join(CLASSIFIERS)}) to put in order"]
-    return {**loaded, **{name: loaded[name][..., list(found)] for name in heads}}, [f"the classifier is for {said}"]
 
 
 def say(what: str, notes: Iterable[str]) -> None:

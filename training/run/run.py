@@ -20,7 +20,7 @@ import tasks
 from configs import Config
 from models.core import sharding
 from tasks.base import Task
-from training.checkpoints import initial, partners
+from training.checkpoints import initial, partners, starts
 from training.distributed import mesh
 from training.optim import frozen, optim, schedules
 from training.run import compiling, feeding, step
@@ -137,12 +137,9 @@ def prepare(
     batch_shapes = task.batch_spec(config.data.batch_size, train=True)
     feeding.check(config, source, batch_shapes, training=True)
 
-    which = config.model.init_weights
-    if config.model.init_from:
-        if begins:
-            initial.find(config.model.init_from)  # a missing one is said now
-    elif which != initial.AUTO:
-        raise ValueError(f"config.model.init_weights={which}: needs config.model.init_from")
+    begin_with = starts.of_config(config)
+    if begins:
+        starts.check(begin_with, params)
 
     def arrays(seed: Any) -> tuple[Any, Any]:
         return models.split(task.build_model(nnx.Rngs(jax.random.key(seed))))[1:]
@@ -173,8 +170,8 @@ def prepare(
         fresh = jax.jit(arrays, out_shardings=(shardings.params, shardings.model_state), compiler_options=options)
         compiling.ahead(fresh, config.seed, what="the initial parameters")
         params, model_state = fresh(config.seed)
-        if config.model.init_from:
-            params, model_state = initial.start_from(config, params, model_state, model, task.info)
+        if begin_with:
+            params, model_state = starts.start_from(begin_with, config, params, model_state, model, task.info)
             params, model_state = mesh.place((params, model_state), (shardings.params, shardings.model_state))
         return jax.jit(build, out_shardings=shardings)(params, model_state)
 
