@@ -78,7 +78,10 @@ class FieldSpec:
         if self.kind not in KINDS:
             raise ValueError(unknown("kind", self.kind, KINDS))
         if self.dtype is not None:
-            object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
+            try:
+                object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
+            except TypeError:
+                raise ValueError(f"dtype {self.dtype!r} is no type of numbers, such as 'float32'") from None
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
             if reason := misfit(self.kind, len(self.shape), self.dtype):

@@ -318,6 +318,14 @@ def test_a_column_that_is_not_of_its_kind_is_refused(column, spec, message):
     assert message in str(caught.value)
 
 
+def test_a_spec_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"unknown kind 'voxels'; .*allowed: array, boxes"):
+        data.FieldSpec("voxels")
+    with pytest.raises(ValueError, match="dtype 'floaty' is no type of numbers"):
+        data.FieldSpec("array", (3,), "floaty")
+    assert data.FieldSpec("array", [3, None], np.float32) == data.FieldSpec("array", (3, None), "float32")
+
+
 def test_a_value_that_is_not_of_its_kind_is_an_example_that_cannot_be_used():
     columns = {"depth": [np.zeros((4, 4), np.float32), np.zeros((4, 4, 1), np.float32)], "x": ["", ""]}
     source = data.ArraySource(columns, fields={"depth": "depth", "x": "text"})
