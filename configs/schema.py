@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from configs.duration import ALLOWED as DURATIONS
@@ -17,6 +16,7 @@ from configs.size import ALLOWED as SIZES
 from configs.size import Size
 from configs.starts import ALLOWED as STARTS
 from configs.starts import Starts
+from naming import hint as nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +65,6 @@ class Field:
         if self.low is not None and self.high is not None:
             return f"{kind} from {self.low} to {self.high}"
         return kind if self.low is None else f"{kind}, at least {self.low}"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns ` (nearest: x, y)` for the known names that resemble `name`, or nothing."""
-    names = list(names)
-    initials = [n for n in names if "_" in n and "".join(word[:1] for word in n.split("_")) == name]
-    close = initials or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f" (nearest: {', '.join(close)})" if close else ""
 
 
 def _literal(text: str) -> Any:

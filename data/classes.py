@@ -7,7 +7,6 @@ Unicode form differ (macOS decomposes letters). The 1000 classes of ImageNet are
 
 from __future__ import annotations
 
-import difflib
 import functools
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
+import naming
 from data.source import ExampleError, Info, Record, Source
 
 IGNORED_MASK = 255
@@ -233,7 +233,7 @@ def _difference(names: Sequence[str], among: Sequence[str]) -> str:
     missing = [name for name in names if _spelling(name) not in known]
     if not missing:
         return f"names that are alike cannot be told apart ({_shown(names)}; {_shown(among)})"
-    close = difflib.get_close_matches(missing[0], among, n=1)
+    close = naming.close(missing[0], among, most=1)
     nearest = f"; nearest: {close[0]!r}" if close else ""
     more = f" ({len(missing)} of {len(names)} classes are not)" if len(missing) > 1 else ""
     return f"{missing[0]!r} is not among {_shown(among)}{more}{nearest}"

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 from typing_extensions import override
 
-from data.names import unknown
 from data.transform import Example, Transform
+from naming import unknown
 
 
 @dataclass(frozen=True)

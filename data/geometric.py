@@ -11,9 +11,9 @@ import numpy as np
 from typing_extensions import override
 
 from data.kinds import MOVED
-from data.names import unknown
 from data.transform import CroppingTransform, Example, GeometricTransform
 from data.warp import Flip, Resample, Warp, Window, check_interpolation
+from naming import unknown
 
 Size = int | tuple[int, int]
 

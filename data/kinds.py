@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.names import unknown
+from naming import unknown
 
 KINDS: Mapping[str, tuple[int, ...]] = {
     "image": (3,),

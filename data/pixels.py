@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from data.names import unknown
+from naming import unknown
 
 ALPHA = ("drop", "black", "white", "refuse")
 ORIENTATION = 0x0112

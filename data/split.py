@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from data.names import unknown
 from data.source import Selection, Source
+from naming import unknown
 
 SPELLINGS = {
     "train": ("train", "training", "trainset", "trainingset"),

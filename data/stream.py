@@ -14,11 +14,11 @@ from typing import Any, Self
 import grain
 import numpy as np
 
-from data.names import unknown
 from data.position import ON_ERROR, Loader
 from data.source import Record, Source
 from data.transforms import Pipeline, Statistics, parse_transforms
 from data.workers import WorkerGuard, free_memory
+from naming import unknown
 
 Batch = dict[str, np.ndarray]
 CHUNK_EXAMPLES = 32

@@ -6,9 +6,9 @@ import numpy as np
 from typing_extensions import override
 
 from data.kinds import FieldSpec
-from data.names import unknown
 from data.source import Info, Record, Source
 from data.split import select
+from naming import unknown
 
 DEFAULTS = {"classes": 10, "examples": 1000, "size": 32}
 

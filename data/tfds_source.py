@@ -16,9 +16,9 @@ import numpy as np
 from typing_extensions import override
 
 from data.kinds import FieldSpec
-from data.names import unknown
 from data.source import ArraySource, EncodedImage, Info, Record, Source
 from data.split import select
+from naming import unknown
 
 
 def cache_directory() -> Path:

@@ -16,10 +16,10 @@ from data.colour import ColorJitter, Erase, Normalize, Statistics, ToGray, ToRgb
 from data.fields import PadRows, Tokenize, View
 from data.geometric import CenterCrop, InceptionCrop, Pad, RandomCrop, RandomFlip, RandomResizedCrop, Resize
 from data.kinds import PICTURES
-from data.names import unknown
 from data.randaugment import RandAugment, ThreeAugment
 from data.source import ExampleError, Record
 from data.transform import Example, Transform, image_size
+from naming import unknown
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "center_crop": CenterCrop,

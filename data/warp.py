@@ -15,8 +15,8 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from typing_extensions import override
 
-from data.names import unknown
 from data.source import EncodedImage
+from naming import unknown
 
 NO_TRUTH = 255  # the class of mask pixels that come from outside the image
 INTERPOLATIONS = {

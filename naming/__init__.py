@@ -3,7 +3,7 @@
 Nothing here knows of anything else in the house, so that everything may use it.
 """
 
-from naming.nearest import close, hint, unknown
+from naming.nearest import beside, close, hint, unknown
 from naming.outside import fingerprint, is_outside, load
 
-__all__ = ["close", "fingerprint", "hint", "is_outside", "load", "unknown"]
+__all__ = ["beside", "close", "fingerprint", "hint", "is_outside", "load", "unknown"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 MOST_LISTED = 20
 
 
 def close(name: str, names: Iterable[str], most: int = 3, cutoff: float = 0.5) -> list[str]:
     """Known names that resemble `name`, best first: those whose words begin with its letters (`lr` for
-    `learning_rate`), or else those with much the same letters.
+    `learning_rate`), or else those with much the same letters, large or small.
 
     Args:
       most: at most so many.
@@ -18,13 +19,25 @@ def close(name: str, names: Iterable[str], most: int = 3, cutoff: float = 0.5) -
     """
     known = [str(n) for n in names]
     initials = [n for n in known if "_" in n and "".join(word[:1] for word in n.split("_")) == name]
-    return (initials or difflib.get_close_matches(str(name), known, n=most, cutoff=cutoff))[:most]
+    if initials:
+        return initials[:most]
+    alike: dict[str, list[str]] = {}
+    for other in known:
+        alike.setdefault(other.casefold(), []).append(other)
+    found = difflib.get_close_matches(str(name).casefold(), alike, n=most, cutoff=cutoff)
+    return [other for spelling in found for other in alike[spelling]][:most]
 
 
 def hint(name: str, names: Iterable[str], most: int = 3, cutoff: float = 0.5) -> str:
     """` (nearest: x, y)` for the end of a message, or nothing where no name resembles `name`."""
     found = close(name, names, most, cutoff)
     return f" (nearest: {', '.join(found)})" if found else ""
+
+
+def beside(path: Path) -> str:
+    """`; nearest: /runs/baseline` for a file or folder that is not there, of those in the same folder; or nothing."""
+    there = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return "".join(f"; nearest: {path.parent / name}" for name in close(path.name, there, most=1))
 
 
 def unknown(what: str, name: str, allowed: Iterable[str]) -> str:

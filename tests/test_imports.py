@@ -86,6 +86,16 @@ def test_imports_inside_a_folder_run_one_way():
     assert list(turned("def f():\n  import training.run.run", Path("training/optim/planted.py")))
 
 
+def likens(source: str) -> bool:
+    return any(name == "difflib" for name, _ in imported(ast.parse(source)))
+
+
+def test_one_place_says_what_somebody_may_have_meant():
+    found = [str(path.relative_to(ROOT)) for _, path in files() if likens(path.read_text())]
+    assert found == ["naming/nearest.py"]
+    assert likens("def f():\n  from difflib import get_close_matches")
+
+
 @pytest.mark.parametrize(
     ("home", "source"),
     [("attn", "from models import core"), ("data", "import configs"), ("models", "def f():\n  import training.run")],

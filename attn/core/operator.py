@@ -19,13 +19,13 @@ dropout, a look at the maps), and has derivatives of every kind. Another one may
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+import naming
 from attn.core import explain, lowering, shards
 from attn.core.explain import PLATFORMS, Choice
 from attn.core.shards import Layout
@@ -93,7 +93,7 @@ class Operator:
         by_name = {implementation.name: implementation for implementation in self.implementations}
         by_name.setdefault("reference", self.implementations[-1])
         if name not in by_name:
-            close = difflib.get_close_matches(str(name), by_name, n=1, cutoff=0.4)
+            close = naming.close(name, by_name, most=1, cutoff=0.4)
             nearest = f"; nearest: {close[0]}" if close else ""
             allowed = ", ".join(by_name)
             raise ValueError(f"unknown implementation {name!r} of {self.name}{nearest}; allowed: {allowed}")

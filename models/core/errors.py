@@ -1,15 +1,16 @@
 """One wording for names and options that nothing is known by."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+
+import naming
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
     """One line: the name, what is nearest, and what is allowed (shortened past a dozen)."""
     allowed = list(allowed)
-    close = difflib.get_close_matches(str(name), allowed, n=3, cutoff=0.4)
+    close = naming.close(name, allowed, cutoff=0.4)
     nearest = f"; nearest: {', '.join(close)}" if close else ""
     shown = ", ".join(allowed[:12]) + (f" and {len(allowed) - 12} more" if len(allowed) > 12 else "")
     return f"unknown {kind} {name!r}{nearest}; allowed: {shown}"

@@ -5,7 +5,6 @@ leaf for many layers; its name says which, as a slice: `blocks.[0::1].attn.qkv.k
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+import naming
 
 Flat = dict[str, Any]  # of JAX or NumPy arrays, or of their shapes
 Path = tuple[Any, ...]
@@ -181,7 +182,7 @@ def _named(leaves: Mapping[Path, Any]) -> dict[str, Any]:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
+    close = naming.close(name, names, most=1)
     return f"; nearest: {close[0]}" if close else ""
 
 

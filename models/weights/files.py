@@ -1,7 +1,6 @@
 """Files of weights: safetensors, NumPy's `.npz` and PyTorch's `.pth`, read into and written from flat dictionaries."""
 
 import dataclasses
-import difflib
 import json
 import os
 import zipfile
@@ -15,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+import naming
 from models.weights.torch_pickle import read_tensors
 from models.weights.wrappings import WHICH, Unwrapped, unwrap
 
@@ -39,9 +39,7 @@ def check(path: str | os.PathLike[str]) -> Path:
     if not file.name.lower().endswith(SUFFIXES):
         raise ValueError(f"{file}: not a file of weights by its name; known are {', '.join(SUFFIXES)}")
     if not file.is_file():
-        beside = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
-        near = "".join(f"; nearest: {file.parent / name}" for name in difflib.get_close_matches(file.name, beside, n=1))
-        raise FileNotFoundError(f"no file of weights {file}{near}")
+        raise FileNotFoundError(f"no file of weights {file}{naming.beside(file)}")
     return file
 
 

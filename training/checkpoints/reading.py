@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from jaxtyping import PyTree
 
+import naming
 from training.checkpoints import checkpoint_files as files
 from training.checkpoints import checkpoint_layout as layout
 from training.checkpoints.checkpoint_files import InaccessibleCheckpoint, UnreadableCheckpoint
@@ -84,9 +84,7 @@ def candidates(path: str | os.PathLike[str], step: int | None) -> list[Path]:
     """Directories of the checkpoints that a user may mean, newest first; never empty."""
     path = Path(path).absolute()
     if not path.is_dir():
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = "".join(f"; nearest: {path.parent / name}" for name in difflib.get_close_matches(path.name, beside, n=1))
-        raise FileNotFoundError(f"no workdir or checkpoint {path}{near}")
+        raise FileNotFoundError(f"no workdir or checkpoint {path}{naming.beside(path)}")
     if path.name.isdecimal() and (path / "about").is_dir():
         if step not in (None, int(path.name)):
             raise FileNotFoundError(f"{path} is the checkpoint of step {path.name}, not of step {step}")

@@ -6,7 +6,6 @@ leaf and [L] for a stacked one. The decision is made before tracing, so that the
 leaf whatever its depth.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+import naming
 from models.core.state import unrolled_names
 
 _SLICE = re.compile(r"\[(\d+)::(\d+)\]")
@@ -24,7 +24,7 @@ Shaped = Any  # anything with a `.shape`: jax.Array, np.ndarray, jax.ShapeDtypeS
 
 def nearest(what: str, name: str, allowed: Collection[str]) -> str:
     """One line for an unknown name: what it is, what is allowed, and the nearest of these."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.0)
+    close = naming.close(name, allowed, most=1, cutoff=0.0)
     return f"{what}: unknown name {name!r}; allowed: {', '.join(allowed)}; nearest: {close[0] if close else 'none'}"
 
 
@@ -88,7 +88,7 @@ def select(what: str, patterns: Iterable[str], params: Mapping[str, Shaped]) -> 
             raise ValueError(f"{what}: {pattern!r} is not a regular expression: {error}") from None
         if not any(matches(pattern, name) for name in names):
             modules = {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
-            close = difflib.get_close_matches(pattern.replace("\\", ""), sorted(modules), n=3, cutoff=0.0)
+            close = naming.close(pattern.replace("\\", ""), sorted(modules), cutoff=0.0)
             raise ValueError(
                 f"{what}: {pattern!r} matches no parameter (it has to name a whole parameter or module); "
                 f"nearest: {', '.join(close)}"

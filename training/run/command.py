@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.util
 import io
 import logging
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import errors
+import naming
 from training.distributed import launch, processes
 
 GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         options, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            close = naming.close(unknown[0].split("=")[0], flags, most=1)
             raise ValueError(
                 f"{unknown[0]}: no such "
                 f"flag{f' (nearest: {close[0]})' if close else f'; there are: {chr(32).join(flags)}'}"
