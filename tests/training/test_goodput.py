@@ -104,7 +104,7 @@ def test_a_run_says_where_its_time_went(tmp_path):
 
 def flops(**overrides):
     run = prepare(tiny.config(data__batch_size=8, **overrides))
-    traced = run.step.trace(run.template, run.task.batch_spec(8), run.partner_arrays)
+    traced = run.step.trace(run.template, run.task.batch_spec(8, train=True), run.partner_arrays)
     forward = 2 * models.summarize(run.model, (8, 16, 16, 3)).total.multiply_adds
     utilization = goodput.Utilization(traced, lambda kind: 1e9)
     assert utilization.of(2, 4.0) == {"mfu": 2 * utilization.flops / (4.0 * utilization.most)}
