@@ -120,7 +120,7 @@ class Sweep:
             configs.build(known, config.task.options, "task.options.")
             models.options_of_model(config.model.name)
             workdirs.check(self.folder / run.name, config)
-            other = same.setdefault(json.dumps(configs.as_dict(config), sort_keys=True), run)
+            other = same.setdefault(configs.digest(config), run)
             if other is not run:
                 raise ValueError(f"--sweep: {other.name} and {run.name} are the same run")
 
