@@ -10,6 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from training.checkpoints import json_text
 from training.checkpoints.whole import write_whole
 from training.run.run import Run
 
@@ -46,7 +47,7 @@ def note(workdir: Path, run: Run) -> None:
     path, info = workdir / FILE, run.source.info
     if not path.exists():
         began = Began(run.examples, info.num_classes, info.class_names)
-        write_whole(path, json.dumps({**dataclasses.asdict(began), "total_steps": run.total_steps}, indent=1))
+        write_whole(path, json_text.text({**dataclasses.asdict(began), "total_steps": run.total_steps}, indent=1))
 
 
 def changes(began: Began, run: Run, where: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from models.core import summary
+from training.checkpoints import json_text
 from training.checkpoints.whole import write_whole
 from training.run.log import format_time
 
@@ -102,7 +103,7 @@ class Ledger:
         if self.keeps:
             content = {"attempts": self.attempts, "step": step, "seconds": self.seconds, "steps_at_save": self._at_save}
             with contextlib.suppress(OSError):  # a run does not end for its statistics
-                write_whole(self.path, json.dumps(content) + "\n")
+                write_whole(self.path, json_text.text(content) + "\n")
 
     def __str__(self) -> str:
         shares = self.shares()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from errors import MachineFault
+from training.checkpoints import json_text
 from training.checkpoints.whole import set_aside
 
 NAME = "lock"
@@ -59,7 +60,7 @@ class Lock:
                 said = True
             time.sleep(0.2)
         self._file.truncate(0)
-        self._file.write(json.dumps(_self()))
+        self._file.write(json_text.text(_self()))
         self._file.flush()
 
     def _take(self, workdir: Path) -> bool:
