@@ -42,6 +42,15 @@ def test_a_number_that_json_does_not_have_is_null():
         json_text.text({"path": Path("x")})
 
 
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", "5", "[" * 100_000, b'{"\xff": 1}'])
+def test_what_holds_no_object_is_a_value_error(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError):
+        json_text.read(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text('{"a": [1]}')
+    assert json_text.read(tmp_path / "x.json") == {"a": [1]}
+
+
 def test_metrics_and_files_are_json(tmp_path):
     log = Jsonl(tmp_path / "metrics.jsonl", 0)
     log.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "top1": 0.5})

@@ -118,10 +118,12 @@ def test_a_damaged_summary_is_written_again(tmp_path, damage):
     assert summary.completed(tmp_path) == {"step": 4}
 
 
-def test_a_damaged_record_is_said_and_replaced(tmp_path, capfd):
+@pytest.mark.parametrize("content", ["{", "[1]", '{"branched_from": 5}', '{"id": 5}', '{"changes": 1}'])
+def test_a_damaged_record_is_said_once_and_replaced(tmp_path, capfd, content):
     first = workdir.begin(tmp_path, tiny.config(), {})
     assert workdir.begin(tmp_path, tiny.config(), {}) == first
-    (tmp_path / "run.json").write_text("{")
+    (tmp_path / "run.json").write_text(content)
+    assert branch.find(tmp_path, "") is None
     assert workdir.begin(tmp_path, tiny.config(), {}) != first
     assert capfd.readouterr().err == f"{tmp_path / 'run.json'}: damaged; the run gets a new id\n"
 

@@ -122,7 +122,7 @@ def write_metric(path: Path, metric: Mapping[str, Any]) -> None:
 def _read_metric(path: Path) -> dict[str, Any] | None:
     """None as well where it was damaged: the checkpoint is whole without it."""
     try:
-        found = json.loads((path / METRIC).read_text())
+        found = json_text.read(path / METRIC)
         return {"name": str(found["name"]), "value": float(found["value"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         if refusal := _refusal(error):

@@ -1,6 +1,7 @@
-"""The one way in which results are written as JSON: a number that JSON does not have, NaN or an infinity, is null.
+"""The one way in which results are written as JSON and read again.
 
-Python's own writer puts `NaN` and `Infinity` into the text, which no other reader of JSON takes.
+A number that JSON does not have, NaN or an infinity, is null: Python's own writer puts `NaN` and
+`Infinity` into the text, which no other reader of JSON takes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,26 @@ def text(value: Any, indent: int | None = None) -> str:
       TypeError: it holds something that is neither text, number, list, mapping nor None.
     """
     return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def parse(content: str | bytes) -> dict[str, Any]:
+    """The one object that a text holds.
+
+    Raises:
+      ValueError: it is no JSON, or something else than an object.
+    """
+    try:
+        found = json.loads(content)
+    except RecursionError:  # of Python's own reader, by a text that was never written by anybody
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds no JSON object but {str(content[:20])!r}")
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The object in a file. ValueError as for `parse`; OSError where there is none."""
+    return parse(path.read_bytes())
 
 
 def write(path: Path, value: Any) -> None:

@@ -7,7 +7,6 @@ that of the first data: otherwise half the data would end it before the steps th
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from training.checkpoints import json_text
@@ -36,7 +35,7 @@ def read(workdir: Path) -> Began | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = json_text.read(path)
         return Began(int(values["examples"]), values["num_classes"], tuple(values["class_names"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); without it the run counts the examples of now") from None

@@ -9,7 +9,6 @@ process is not counted.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,7 +46,7 @@ class Ledger:
         self._at_save: dict[int, float] = {}
         self._cause, self._since = "start", began
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            self._continue(json.loads(self.path.read_text()), step)
+            self._continue(json_text.read(self.path), step)
 
     def _continue(self, kept: Mapping[str, Any], step: int) -> None:
         seconds = {cause: float(kept["seconds"].get(cause, 0.0)) for cause in self.seconds}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import socket
 import sys
@@ -80,8 +79,7 @@ class Lock:
     def _holder(self) -> dict[str, Any]:
         try:
             self._file.seek(0)
-            found = json.loads(self._file.read())
-            return found if isinstance(found, dict) else {}
+            return json_text.parse(self._file.read())
         except (OSError, ValueError):
             return {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +20,8 @@ def read(path: Path) -> tuple[list[dict[str, Any]], bool]:
     rows, damaged = [], False
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            row = json.loads(line)
-            whole = isinstance(row, dict) and isinstance(row["step"], int)
+            row = json_text.parse(line)
+            whole = isinstance(row["step"], int)
         except (ValueError, KeyError):
             whole = False
         # A killed process leaves its last line half written, sometimes as far as the end of the object.

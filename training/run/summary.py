@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from training.run.run import Run
 def completed(workdir: Path) -> dict[str, Any] | None:
     """The summary of a finished run, or None; also where it is damaged, as the run finds everything in it again."""
     try:
-        found = json.loads((workdir / "summary.json").read_bytes())
+        found = json_text.read(workdir / "summary.json")
         return found if isinstance(found["step"], int) else None
     except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
         return None

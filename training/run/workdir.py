@@ -8,7 +8,7 @@ one, and which keys were changed at which step.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import sys
 import time
@@ -48,7 +48,7 @@ def begin(
     """
     json_text.write(workdir / "overrides.json", overrides)
     json_text.write(workdir / "config.json", configs.as_dict(config))
-    noted = record(workdir)
+    noted = record(workdir, say=True)
     # Runs of earlier versions had the name of their folder for an id, at Weights & Biases.
     noted.setdefault("id", workdir.name if (workdir / "wandb").is_dir() else uuid.uuid4().hex[:12])
     noted.setdefault("branched_from", dict(origin) if origin else None)
@@ -61,18 +61,23 @@ def begin(
     return noted["id"]
 
 
-def record(workdir: Path) -> dict[str, Any]:
-    """What `run.json` says; nothing if it is not there. A damaged one is said, and is as if it were not there."""
+def record(workdir: Path, say: bool = False) -> dict[str, Any]:
+    """What `run.json` says; nothing if it is not there. A damaged one is as if it were not there.
+
+    Args:
+      say: that it is damaged.
+    """
     path = workdir / RECORD
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict):
+    with contextlib.suppress(IsADirectoryError, ValueError):
+        found = json_text.read(path)
+        origin = found.get("branched_from")
+        known = origin is None or (isinstance(origin, dict) and {"workdir", "step"} <= origin.keys())
+        if known and isinstance(found.get("id", ""), str) and isinstance(found.get("changes", []), list):
             return found
-    except (IsADirectoryError, ValueError):
-        pass
-    print(f"{path}: damaged; the run gets a new id", file=sys.stderr)
+    if say:
+        print(f"{path}: damaged; the run gets a new id", file=sys.stderr)
     return {}
 
 
@@ -178,6 +183,6 @@ def _now() -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json_text.read(path)
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
