@@ -59,15 +59,15 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
         known = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
         raise FileNotFoundError(f"--config={name}: no such file{schema.nearest(file.name, known)}")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config={name}: is no Python file (.py) with a function get_config")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
     except (ValueError, OSError):  # the file's own words, or ours about what it asked for
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that calls sys.exit would end the command as if it were done
         raise errors.FileOfUser(errors.in_file(error, file)) from error
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict")

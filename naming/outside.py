@@ -37,7 +37,7 @@ def load(name: str, what: str) -> Any:
         sys.path.append(os.getcwd())  # an installed command starts with its own folder instead
     try:
         module: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent and (module_name == absent or module_name.startswith(f"{absent}.")):
             raise ValueError(

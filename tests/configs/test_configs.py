@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import configs
+import errors
 from configs import schema
 from configs.base import FIELDS
 
@@ -131,6 +132,17 @@ def test_bad_values_name_the_key_and_what_is_allowed(key, value, message):
     with pytest.raises(ValueError, match=message) as error:
         configs.load(QUICKSTART, {key: value})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["import sys; sys.exit(0)", "raise SystemExit('no')"])
+def test_a_file_that_ends_the_program_does_not(tmp_path, line):
+    with pytest.raises(errors.FileOfUser, match=r"experiment.py:\d+: SystemExit"):
+        configs.load(write(tmp_path, f"    {line}"))
+
+
+def test_a_file_that_is_no_python_is_said():
+    with pytest.raises(ValueError, match=r"--config=README.md: is no Python file \(.py\)"):
+        configs.load("README.md")
 
 
 def test_missing_file_names_the_nearest():
