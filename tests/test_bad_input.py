@@ -21,6 +21,7 @@ import pytest
 import tiny
 from commands import run
 from PIL import Image
+from tiny import flags
 
 import errors
 
@@ -35,15 +36,6 @@ def tree(folder):
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
-
-
-def flags(**overrides):
-    values = {**tiny.TINY, **{key.replace("__", "."): value for key, value in overrides.items()}}
-    values["log.cache_directory"] = str(tiny.CACHE)
-    options = values.pop("model.options")
-    return [f"--config.{key}={value}" for key, value in values.items()] + [
-        f"--config.model.options.{k}={v}" for k, v in options.items()
-    ]
 
 
 @pytest.fixture(scope="session")
@@ -318,6 +310,7 @@ CASES = [
     ),
     Case("package not installed", r"wandb is not installed", {"log.wandb": "project"}, starts=True),
     # Evaluation.
+    Case("flag without a value", r"--predict=: needs a value", command="eval.py", prepare=lambda t, f: ["--predict="]),
     Case("eval without workdir", r"--workdir=FOLDER is missing", command="eval.py"),
     Case(
         "eval of a missing workdir",

@@ -33,9 +33,22 @@ OWN_MODEL = {"model__name": base.FIELDS["model"]["name"].default, "model__option
 """Overrides for a task that builds a model of its own: a key that it does not read may not be set."""
 
 
+LINEAR = {"model__name": "tiny_linear:Linear", "model__options": {}}
+"""Overrides for a model that is traced and compiled in no time."""
+
+
 def config(**overrides):
     """A tiny classification run; `optim__ema=0.9` sets optim.ema."""
     return configs.from_dict({}, {**TINY, **{key.replace("__", "."): value for key, value in overrides.items()}})
+
+
+def flags(**overrides):
+    """The same as words of a command line, after `--config=tests/defaults.py`."""
+    values = {**TINY, **{key.replace("__", "."): value for key, value in overrides.items()}}
+    options = values.pop("model.options")
+    return [f"--config.{key}={value}" for key, value in values.items()] + [
+        f"--config.model.options.{key}={value}" for key, value in options.items()
+    ]
 
 
 def quiet():

@@ -37,6 +37,10 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
         """As argparse, but an unknown flag is a ValueError that names the nearest."""
         options, unknown = self.parse_known_args(arguments, namespace)
+        for action in self._actions:
+            # Where a variable of a script was empty, it would be as if the flag were not there.
+            if f"{action.option_strings[-1]}=" in (arguments or ()):
+                raise ValueError(f"{action.option_strings[-1]}=: needs a value")
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             close = naming.close(unknown[0].split("=")[0], flags, most=1)
