@@ -32,6 +32,7 @@ A geometric transform moves all that has a height and a width alike. What become
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +47,10 @@ from data.kinds import PICTURES, FieldSpec, known, specs
 from data.pixels import TURNS, Reading, eight_bit, orientation
 
 Record = dict[str, Any]
+
+
+# What Pillow warns of, it says once in each process, without the name of the file; what cannot be read is an error.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ExampleError(ValueError):
