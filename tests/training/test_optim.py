@@ -127,6 +127,19 @@ def test_sgd_is_optax_sgd_plus_decay(nesterov):
     assert_close(run(cfg, normal(0))[0], run_optax(chain, normal(0)))
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "owners"),
+    [
+        ("adamw", "nesterov", False, "sgd, muon"),
+        ("sgd", "b1", 0.9, "adamw, lamb, lion, muon"),
+        ("lion", "eps", 1e-8, ""),
+    ],
+)
+def test_a_key_of_another_optimizer_is_refused(name, key, value, owners):
+    with pytest.raises(ValueError, match=rf"config.optim.{key}={value}: {name} has none; it is for {owners}"):
+        optim.build(settings(name=name, **{key: value}), normal(0), constant())
+
+
 def test_sgd_without_momentum_has_no_state():
     got, state, _ = run(settings(name="sgd", momentum=0.0, weight_decay=0.0), normal(0))
     assert state["rules"] == {"main": {}}

@@ -87,7 +87,14 @@ class Settings:
                 f"config.optim.options: {next(iter(self.options))!r} is given, and {self.name} takes none; they are "
                 f"keyword arguments of {from_optax.PREFIX}NAME"
             )
-        for key, value in DEFAULTS.get(self.name, {}).items():
+        usual = DEFAULTS.get(self.name, {})
+        for key in OWN_KEYS:
+            takers = [name for name, values in DEFAULTS.items() if key in values]
+            if usual and takers and self.name not in takers and getattr(self, key) is not None:
+                raise ValueError(
+                    f"config.optim.{key}={getattr(self, key)}: {self.name} has none; it is for {', '.join(takers)}"
+                )
+        for key, value in usual.items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)
 
