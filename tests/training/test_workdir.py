@@ -57,7 +57,8 @@ def test_two_runs_in_one_workdir_are_refused_and_a_killed_one_is_not_in_the_way(
 
 def test_a_run_gives_its_lock_up(tmp_path):
     run, sets = loop.prepare(tiny.config()), {}
-    with loop.Session(run, tmp_path, sets, tiny.quiet(), {}, None, Signals(), branch.Continuation([], None, None)):
+    anew = branch.Continuation([], None, None)
+    with loop.Session(run, tmp_path, sets, tiny.quiet(), {}, None, Signals(), anew, time.perf_counter()):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     assert (tmp_path / "lock").read_text() == ""
     done = commands.run([HOLD.replace("time.sleep(60)", ""), tmp_path])
