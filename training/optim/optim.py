@@ -304,12 +304,6 @@ def build(
             more than one trains.
     """
     main = Settings(**{field.name: getattr(optim_cfg, field.name) for field in dataclasses.fields(Settings)})
-    for key in () if main.from_optax else OWN_KEYS[:-1]:
-        if getattr(optim_cfg, key) is not None and key not in DEFAULTS[main.name]:
-            raise ValueError(
-                f"config.optim.{key}={getattr(optim_cfg, key)}: {main.name} has none; it takes "
-                f"{', '.join(DEFAULTS[main.name])}"
-            )
     free = {name: ~frozen for name, frozen in select("config.optim.freeze", optim_cfg.freeze, params).items()}
     trainable = tuple(name for name, mask in free.items() if mask.any())
     if not trainable:
