@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -116,17 +117,20 @@ def test_a_deletion_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch):
 # Out of reach
 
 
-@pytest.fixture
-def as_nobody():
-    """Makes this process one that permissions hold for, where it is that of root."""
-    root = os.geteuid() == 0
-
-    def become(user: int) -> None:
-        if root:
-            os.seteuid(user)
-
-    yield become
-    become(0)
+@contextlib.contextmanager
+def as_nobody(path: Path):
+    """Makes this process one that permissions hold for, where it is that of root, and that still finds `path`."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for folder in path.parents:
+        if folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)  # before anything else of this process needs a file
 
 
 def forbid(path: Path) -> None:
@@ -150,18 +154,14 @@ def hang(path: Path) -> None:
         (hang, "arrays/manifest.ocdbt", "Input/output error"),
     ],
 )
-def test_an_intact_checkpoint_out_of_reach_stops_the_run(tmp_path, capfd, as_nobody, what, name, reason):
+def test_an_intact_checkpoint_out_of_reach_stops_the_run(tmp_path, capfd, what, name, reason):
     """Rolled back over, it would be deleted as soon as the run came to its step again."""
     tmp_path.chmod(0o777)
-    for folder in (tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
     saved(tmp_path, 1, 2).close()
     before = sorted(path.name for path in tmp_path.iterdir())
     what(tmp_path / "2" / name)
-    if what is forbid:
-        as_nobody(65_534)
     line = rf"^checkpoint {tmp_path}/2 cannot be accessed \({reason}\); it may be intact, .* or move it away$"
-    with Checkpointer(tmp_path) as checkpointer:
+    with as_nobody(tmp_path) if what is forbid else contextlib.nullcontext(), Checkpointer(tmp_path) as checkpointer:
         for restore in (lambda: checkpointer.restore(a_state()), lambda: restore_for_eval(tmp_path)):
             with pytest.raises(InaccessibleCheckpoint, match=line):
                 restore()
