@@ -64,6 +64,15 @@ def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_a_run_that_was_killed_before_its_summary_has_its_last_evaluation_once(tmp_path):
+    config = tiny.config(**tiny.LINEAR)
+    result = loop.train(config, tmp_path, terminal=tiny.quiet())
+    logged = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "summary.json").unlink()
+    assert loop.train(config, tmp_path, terminal=tiny.quiet())["metrics"] == result["metrics"]
+    assert (tmp_path / "metrics.jsonl").read_text() == logged
+
+
 def count_reads(steps, workdir, monkeypatch):
     """`(through hostread, in any way)`: arrays that reach the host while a run of one log line takes its steps.
 

@@ -102,7 +102,8 @@ class EvalRound:
                 self.failures[label] = self._failed(label, error, step)
 
     def _say(self, label: str, results: Mapping[str, Any], step: int) -> None:
-        self.writers.write(step, f"eval/{label}", evaluate.scalars(results))
+        if not self.writers.had(step, f"eval/{label}"):  # by a run that was killed before it wrote its summary
+            self.writers.write(step, f"eval/{label}", evaluate.scalars(results))
         said = [described_results(results, self.run.task.columns)]
         if note := evaluate.left_out(results, self.evaluations.sources[label]):
             said.append(note)

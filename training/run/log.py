@@ -167,6 +167,10 @@ class Writers:
         if self._wandb:
             self._wandb.log(numbers, step=step)
 
+    def had(self, step: int, kind: str) -> bool:
+        """Whether metrics.jsonl had such a row when the run went on."""
+        return any((row["step"], row.get("kind")) == (step, kind) for row in self._jsonl.rows) if self._jsonl else False
+
     def rows(self, step: int) -> list[dict[str, Any]]:
         """What metrics.jsonl has of a step."""
         return [row for row in rows.read(self._jsonl.path)[0] if row["step"] == step] if self._jsonl else []
