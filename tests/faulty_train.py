@@ -13,7 +13,7 @@ import train
 from training.run import command, evaluate
 
 
-def absent(name, **options):
+def absent(name, *arguments, **options):
     raise FileNotFoundError(f"{name}: /no/such/folder does not exist")
 
 
