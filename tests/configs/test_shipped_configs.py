@@ -20,7 +20,7 @@ from training.run import sets as eval_sets
 from training.run.run import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = {"__init__", "base", "duration", "load", "recipes", "schema", "size"}
+LIBRARY = {"__init__", "base", "duration", "load", "recipes", "schema", "size", "starts"}
 SHIPPED = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in LIBRARY)
 ON_DIGITS = tuple(name for name in SHIPPED if name == "quickstart" or name.endswith("_digits"))
 ARGUMENTS = {
