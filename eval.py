@@ -33,6 +33,11 @@ def main(arguments: list[str]) -> int:
     path, overrides, rest = configs.split_arguments(arguments)
     options = _parser().parse_args(rest)
     if options.sweep:
+        alone = _parser().parse_args([f"--sweep={options.sweep}", *(["--debug"] if options.debug else [])])
+        others = [f"--{name}" for name, value in vars(options).items() if value != getattr(alone, name)]
+        others += ["--config"] * bool(path) + [f"--config.{key}" for key in overrides]
+        if others:
+            raise ValueError(f"--sweep: not with {others[0]}; it shows the runs of a sweep as they are")
         return _sweep(Path(options.sweep))
     if options.workdir and options.checkpoint:
         raise ValueError("--workdir and --checkpoint: give one of them")

@@ -1,6 +1,6 @@
 """Names that people type: the one that resembles them, and objects of a user's own modules.
 
-Nothing here knows of anything else in the house, so that everything may use it.
+Nothing here knows of anything else in the house but `errors`, so that everything may use it.
 """
 
 from naming.nearest import beside, close, hint, unknown

@@ -50,6 +50,10 @@ class Chart:
     figure: Figure
 
 
+def _missing(task: Task, method: str) -> TypeError:
+    return TypeError(f"task {type(task).__name__}: has no {method}; a task overrides it where it is asked for")
+
+
 class Task:
     """Base class. B is the number of examples of a batch; a batch is a dictionary of arrays whose first axis is B.
 
@@ -129,6 +133,8 @@ class Task:
           ValueError: a label means another class than it did.
         """
         classes.check_same(before, self.info, where)
+
+    # What it is called and counted in ---------------------------------------------------------------------------------
 
     @property
     def model_name(self) -> str:
@@ -253,7 +259,7 @@ class Task:
         Returns:
           Named arrays, each `[B, ...]`, read by `loss`, `metrics` and `predictions`.
         """
-        raise NotImplementedError
+        raise _missing(self, "forward")
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The scalar to minimise, a mean over the valid examples, and its named parts (scalars, for the log).
@@ -261,7 +267,7 @@ class Task:
         The default is the sum of `losses`, by which a task that has several is logged and evaluated.
         """
         if not (losses := self.losses()):
-            raise NotImplementedError
+            raise _missing(self, "loss (or losses)")
         return total(losses, outputs, batch)
 
     def losses(self) -> dict[str, Loss]:
@@ -270,7 +276,7 @@ class Task:
 
     def predictions(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """What the model says about each example, by name, each `[B, ...]`: what `eval.py --predict` writes."""
-        raise NotImplementedError
+        raise _missing(self, "predictions")
 
     def generate(self, model: nnx.Module, batch: Batch, key: jax.Array, partners: Partners) -> dict[str, jax.Array]:
         """Samples from a generative model given the conditions in the batch: named arrays, each `[B, ...]`.

@@ -21,9 +21,10 @@ import data
 import eval as eval_command
 import models
 from tasks import base, metrics
+from tasks.base import Picture
 from training.checkpoints import checkpoint
 from training.distributed import hostread
-from training.evaluation import generate, results, trained
+from training.evaluation import generate, predict, results, trained
 from training.run import command, evaluate, loop
 from training.run import sets as eval_sets
 from training.run.log import Terminal
@@ -165,6 +166,15 @@ def test_predictions_of_a_folder(workdir, tmp_path, capsys):
     assert white[0] == white[1]
 
 
+def test_pictures_of_files_that_are_named_alike_are_all_kept(tmp_path):
+    pictures, kept = predict._Pictures(tmp_path), []
+    for value, file in enumerate(("a/b.png", "a_b.png", "a/b.jpg")):
+        made = {"mask": Picture(np.full((2, 2), value, np.uint8))}
+        kept.append(pictures.kept(file, made)["mask"])
+    pictures.finish()
+    assert [np.asarray(Image.open(tmp_path / name)).max() for name in kept] == [0, 1, 2]
+
+
 def test_a_report_on_a_folder_whose_name_is_not_utf8(workdir, tmp_path):
     model = model_of(workdir, **{"data.name": "folder:" + os.fsdecode(b"s\xe9t")})
     files = results.write(tmp_path, model, {}, {}, None)
@@ -226,7 +236,7 @@ def test_what_is_left_out_is_said_everywhere(workdir, broken, tmp_path, capsys):
 def test_images_without_a_prediction_have_a_line_that_says_why(workdir, broken, tmp_path, capsys):
     options = ["--config.data.on_error=replace", f"--predict={broken}", "--config.eval.batch_size=3"]
     assert run("--workdir", workdir, *options, "--output", tmp_path) == 0
-    assert "2 of 8 images left out" in capsys.readouterr().err
+    assert "2 of 8 examples left out" in capsys.readouterr().err
     rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
     assert {Path(row["file"]).name for row in rows if row["left_out"]} == {"2.png", "7.png"}
     assert [row["file"] for row in rows] == sorted(row["file"] for row in rows)

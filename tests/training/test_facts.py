@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import errors
 from training.distributed import facts
 from training.distributed.facts import difference
 
@@ -25,10 +26,16 @@ def test_facts_are_the_code_the_packages_and_what_was_given(tmp_path, monkeypatc
     assert len(found["config.x"]) < 150
     assert found["config.x"] != facts.facts({"config.x": "y" * 1001})["config.x"]
     assert {"the version of jax", "the version of python"} <= found.keys()
-    assert set(facts.FOLDERS) == {folder.parent.name for folder in ROOT.glob("*/__init__.py")} - {"benchmarks"}
-    for folder in facts.FOLDERS:
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(facts, "__file__", str(tmp_path / "training/distributed/facts.py"))
+    assert set(errors.OURS) == {
+        *({folder.parent.name for folder in ROOT.glob("*/__init__.py")} - {"benchmarks"}),
+        *(file.name for file in ROOT.glob("*.py")),
+    }
+    for name in errors.OURS:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.setattr(errors, "ROOT", tmp_path)
     assert facts.code()[:8] == found["the code"][:8]
     (tmp_path / "attn" / "__init__.py").write_text("")
     assert facts.code()[:8] != found["the code"][:8]

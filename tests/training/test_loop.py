@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import io
 import json
@@ -18,6 +19,7 @@ import tiny_tasks
 from jax._src.array import ArrayImpl
 
 import data
+import errors
 import models
 from data import classes
 from tasks.classification import Classification
@@ -472,6 +474,20 @@ def test_a_failed_evaluation_stops_the_run_with_its_state_saved(tmp_path):
     assert "failed_evaluations" not in result
     uninterrupted = loop.train(config, tmp_path / "other", terminal=tiny.quiet(), sources=opened(config))
     assert result["params_sha256"] == uninterrupted["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [(errors.WorkerLost("killed"), errors.MACHINE), (OSError(errno.ENOSPC, "disk full"), errors.MACHINE)],
+)
+def test_a_fault_of_the_machine_in_an_evaluation_stays_one(fault, code, tmp_path, monkeypatch):
+    def failing(*arguments, **options):
+        raise fault
+
+    monkeypatch.setattr("training.run.evaluations.Evaluations.evaluate", failing)
+    with pytest.raises(errors.MachineFault, match="the state of this step is saved") as raised:
+        loop.train(tiny.config(eval__every_steps=2), tmp_path, terminal=tiny.quiet())
+    assert errors.judge(raised.value)[0] == code
 
 
 def test_a_failed_evaluation_is_said_and_the_run_goes_on(tmp_path, capsys):

@@ -269,6 +269,13 @@ def test_the_picture_of_other_sweeps(tmp_path, texts, panels, lines):
     assert len(lines_of(axes[0])) == lines
 
 
+@pytest.mark.parametrize("content", ['{"config": "x", "overrides": {}, "runs": {}}', '{"runs": [1]}', "[]", "{"])
+def test_a_record_that_cannot_be_read_is_one_line(content, tmp_path):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(ValueError, match=r"sweep\.json: cannot be read"):
+        sweep_table.read(tmp_path)
+
+
 def test_a_command_of_a_user(tmp_path):
     """One run that cannot work and one that is complete; the table, the code and what both commands print."""
     folder = tmp_path / "sweep"
@@ -280,6 +287,10 @@ def test_a_command_of_a_user(tmp_path):
     assert (folder / "sweep.png").stat().st_size > 10_000
     shown = command(["eval.py", f"--sweep={folder}"])
     assert shown.stdout == done.stdout.partition("complete\n")[2]
+    for flag in ("--workdir=x", "--output=x", "--config.eval.batch_size=3"):
+        refused = command(["eval.py", f"--sweep={folder}", flag])
+        said = f"error: --sweep: not with {flag.partition('=')[0]}; it shows the runs of a sweep as they are\n"
+        assert (refused.returncode, refused.stderr) == (2, said)
     for flag, value in (("--plan", "=v5e:1x1"), ("--dry_run", ""), ("--print_config", "")):
         refused = command(["train.py", *arguments, flag + value])
         assert (refused.returncode, refused.stderr) == (

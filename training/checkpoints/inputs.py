@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+import configs
 import data
 from configs import Config
 
@@ -32,8 +33,7 @@ def scale(config: Config, transforms: str) -> Scale | None:
 
 def sides(config: Config) -> tuple[int, int]:
     """(height, width) of a run's images, in pixels."""
-    size = config.data.image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return configs.pair(config.data.image_size)
 
 
 def rescaled(ours: Scale, theirs: Scale) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

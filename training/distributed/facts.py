@@ -14,9 +14,9 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
+import errors
 import naming
 
-FOLDERS = ("attn", "configs", "data", "kernels", "models", "naming", "tasks", "training")
 OF_A_MACHINE = (
     "config.data.directory",
     "config.data.cache",
@@ -61,10 +61,11 @@ def commit() -> str:
 
 def code() -> str:
     """Eight digits that name the source files, whether they are committed or not, and the commit."""
-    root, found = Path(__file__).resolve().parents[2], hashlib.sha256()
-    for folder in FOLDERS:
-        for path in sorted((root / folder).rglob("*.py")):
-            found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    found = hashlib.sha256()
+    for name in errors.OURS:
+        place = errors.ROOT / name
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            found.update(str(path.relative_to(errors.ROOT)).encode() + b"\0" + path.read_bytes())
     return f"{found.hexdigest()[:8]} of commit {commit()[:12] or 'unknown'}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import shutil
 import sys
@@ -59,7 +60,7 @@ def predict(trained: Trained, place: str | Path, output: Path) -> list[Path]:
                 why = reasons.get(index, "cannot be used")
                 lines[index] = {"file": _below(place, source.describe(index)), "left_out": why}
         if processes.is_first():
-            print(f"{missing} of {len(source)} images left out (config.data.on_error=replace)", file=sys.stderr)
+            print(f"{missing} of {len(source)} examples left out (config.data.on_error=replace)", file=sys.stderr)
     rows = [lines[index] for index in sorted(lines)]
     if not processes.is_first():
         return []
@@ -91,7 +92,7 @@ class _Pictures:
 
     def __init__(self, output: Path):
         self._folder, self._part = output / PICTURES, output / f"{PICTURES}.part"
-        self._files: list[str] = []
+        self._files: set[str] = set()
 
     def kept(self, file: str, made: Mapping[str, Any]) -> dict[str, Any]:
         """The line of an example, its pictures written and replaced by their names."""
@@ -100,12 +101,16 @@ class _Pictures:
     def _write(self, file: str, name: str, picture: Picture) -> str:
         stem = re.sub(r"[^\w.-]+", "_", str(Path(file).with_suffix("")))
         path = f"{stem}_{name}.png"
+        for number in itertools.count(2):  # a/b.png and a_b.png, 1.png and 1.jpg have the same stem
+            if path not in self._files:
+                break
+            path = f"{stem}_{name}_{number}.png"
         if processes.is_first():
             if not self._files:
                 shutil.rmtree(self._part, ignore_errors=True)
                 self._part.mkdir(parents=True)
             _image(picture).save(self._part / path)
-        self._files.append(path)
+        self._files.add(path)
         return f"{PICTURES}/{path}"
 
     def finish(self) -> list[Path]:

@@ -83,13 +83,12 @@ def read(folder: Path, failed: Mapping[str, tuple[int, str]] | None = None) -> T
       ValueError, FileNotFoundError: there is no sweep.
     """
     found = sweep.read(folder)
-    rows, task = [], None
-    for name, values in found["runs"].items():
-        where = folder / name
-        if task is None:
-            task = tasks.find(configs.load(found["config"], {**found["overrides"], **values}).task.name)
-        rows.append(_row(where, values, task.best_metric[0], name in (failed or {})))
-    assert task is not None
+    of_first = next(iter(found["runs"].values()))
+    task = tasks.find(configs.load(found["config"], {**found["overrides"], **of_first}).task.name)
+    rows = [
+        _row(folder / name, values, task.best_metric[0], name in (failed or {}))
+        for name, values in found["runs"].items()
+    ]
     return Table(rows, *task.best_metric, task.columns)
 
 

@@ -10,7 +10,6 @@ import dataclasses
 from pathlib import Path
 
 from training.checkpoints import json_text
-from training.checkpoints.whole import write_whole
 from training.run.run import Run
 
 FILE = "data.json"
@@ -18,7 +17,7 @@ FILE = "data.json"
 
 @dataclasses.dataclass(frozen=True)
 class Began:
-    """What the training data were: `classes` has names as far as they have some."""
+    """What the training data were; `class_names` is empty where they have no names."""
 
     examples: int
     num_classes: int | None
@@ -46,7 +45,7 @@ def note(workdir: Path, run: Run) -> None:
     path, info = workdir / FILE, run.source.info
     if not path.exists():
         began = Began(run.examples, info.num_classes, info.class_names)
-        write_whole(path, json_text.text({**dataclasses.asdict(began), "total_steps": run.total_steps}, indent=1))
+        json_text.write(path, {**dataclasses.asdict(began), "total_steps": run.total_steps})
 
 
 def changes(began: Began, run: Run, where: str) -> list[str]:

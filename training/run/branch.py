@@ -94,13 +94,12 @@ class Continuation:
         self.origin, self.rate = metadata.get("branched_from"), metadata.get("learning_rate")
         return _trusted(run, state)
 
-    def branched(self, run: Run, terminal: Terminal) -> TrainState:
+    def branched(self, run: Run, source: Source, terminal: Terminal) -> TrainState:
         """The state of the source, and a line about it."""
-        assert self.source is not None
-        state, self.origin, differs = take(run, self.source)
+        state, self.origin, differs = take(run, source)
         self.rate = self.origin["learning_rate"]
         text = f": {workdirs.shown(differs)}" if differs else ", with the same configuration"
-        terminal.say(f"branching from {self.source.path} at step {self.origin['step']}{text}")
+        terminal.say(f"branching from {source.path} at step {self.origin['step']}{text}")
         self._say_rate(run, self.origin["step"], terminal)
         return _trusted(run, state)
 

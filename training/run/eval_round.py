@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tasks.base import Task
+import errors
 from training.checkpoints.checkpoint import Checkpointer
 from training.distributed import processes
 from training.distributed.preemption import Preempted, Signals
 from training.run import compiling, evaluate
-from training.run.evaluations import Evaluations, described_results
+from training.run.evaluations import Evaluations
 from training.run.goodput import Ledger
 from training.run.log import Terminal, Writers
 from training.run.run import Run
@@ -81,8 +81,7 @@ class EvalRound:
                 for label, results in self.results.items():
                     self._say(label, results, step)
         self.ledger.move(compiling.spent - compiled, "evaluation", "compilation")
-        task: Task = self.run.task
-        metric = self.results.get(next(iter(self.evaluations.sources), ""), {}).get(task.best_metric[0])
+        metric = self.results.get(next(iter(self.evaluations.sources), ""), {}).get(self.run.task.best_metric[0])
         if metric is not None:
             self.checkpoints.attach(step, metric)
 
@@ -104,7 +103,7 @@ class EvalRound:
     def _say(self, label: str, results: Mapping[str, Any], step: int) -> None:
         if not self.writers.had(step, f"eval/{label}"):  # by a run that was killed before it wrote its summary
             self.writers.write(step, f"eval/{label}", evaluate.scalars(results))
-        said = [described_results(results, self.run.task.columns)]
+        said = [_described(results, self.run.task.columns)]
         if note := evaluate.left_out(results, self.evaluations.sources[label]):
             said.append(note)
         for text in said:
@@ -130,7 +129,15 @@ class EvalRound:
         text = f"evaluation of {label} at step {step}: {' '.join(str(error).split())}"
         if not alone or self.on_error == "stop":
             choice = " (eval.on_error=continue goes on without it)" if alone else ""
-            kind = OSError if isinstance(error, OSError) else ValueError
+            of_machine = errors.judge(error)[0] == errors.MACHINE  # the code to leave with is that of the cause
+            kind = errors.MachineFault if of_machine else errors.BadInput
             raise kind(f"{text}; the state of this step is saved, and the same command continues{choice}") from error
         self.terminal.say(f"{text}; the run goes on (eval.on_error=continue)")
         return text
+
+
+def _described(results: Mapping[str, Any], columns: Iterable[str]) -> str:
+    """The first numbers of an evaluation, in the order of `columns` where these name some."""
+    found = evaluate.scalars(results)
+    shown = [name for name in columns if name in found] or list(found)
+    return "  ".join(f"{name} {found[name]:.4f}" for name in shown[:3])

@@ -12,7 +12,7 @@ import itertools
 import sys
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def left_out(results: Mapping[str, Any], source: data.Source) -> str:
 class Evaluator:
     """Compiles a task's evaluation once; each call evaluates one set with the parameters given.
 
-    Data workers live from one of the `sets` to the next and until `close`.
+    Data workers live from one of the sets that it serves to the next, and until `close`.
 
     Attributes:
       reasons: why examples of the set that was read last were left out, by their index, as far as this process read
@@ -78,16 +78,12 @@ class Evaluator:
         partner_graphs: Mapping[str, Any],
         partner_arrays: Mapping[str, tuple[Flat, Flat]],
         terminal: Terminal | None = None,
-        sets: Iterable[data.Source] = (),
     ):
         """Takes the task, the static part of its model, its frozen partners as `training.run.run.prepare` makes
         them, and where progress is shown.
 
-        Args:
-          sets: what will be evaluated, in this order; others can be too.
-
         Raises:
-          ValueError: the devices cannot share a batch equally, or a set is empty.
+          ValueError: the devices cannot share a batch equally.
         """
         self.task, self.graph, self.config, self.mesh = task, graph, config, device_mesh
         self.terminal = terminal or Terminal(quiet=True)
@@ -101,7 +97,7 @@ class Evaluator:
         self.samples: dict[str, np.ndarray] = {}
         self._said: set[str] = set()
         self.batch_sharding = mesh.batch_sharding(device_mesh)
-        self.serving(sets)
+        self.serving(())
         whole = mesh.replicated(device_mesh)
         self._traced = mesh.under(device_mesh, self._outputs)
         self._init = jax.jit(lambda: _fresh(self.metrics), out_shardings=whole)
@@ -239,11 +235,10 @@ class Evaluator:
             self._said.add(given)
             print(f"{given}, where config.data.image_size asks for {made_for}", file=sys.stderr)
 
-    def serving(self, sets: Iterable[data.Source]) -> Self:
-        """Takes other `sets`, and returns itself."""
+    def serving(self, sets: Iterable[data.Source]) -> None:
+        """Takes the sets that will be evaluated, in this order; others can be too."""
         self.sets = tuple(sets)
         self._pool = feeding.eval_pool(self.config, self.sets, self.batch_sharding) if self.sets else None
-        return self
 
     def close(self) -> None:
         """Ends the data workers; the next evaluation starts new ones."""

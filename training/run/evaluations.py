@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -60,7 +59,6 @@ class Evaluations:
             *(f"{label} ({opened[label].info.name}): {note}" for label, note in said.items() if note),
         ]
         self.samples: dict[str, Samples] = {}
-        self._base = evaluator
         self._sets: dict[str, _Opened] = {}
         for label, one in known.items():
             source, fit = task.matched(opened[label]), one.open_fit()
@@ -104,10 +102,3 @@ class Evaluations:
         """Ends the data workers; the next evaluation starts new ones."""
         for own in self._evaluators():
             own.close()
-
-
-def described_results(results: Mapping[str, Any], columns: Iterable[str]) -> str:
-    """The first numbers of an evaluation, in the order of `columns` where these name some."""
-    found = {name: value for name, value in results.items() if isinstance(value, int | float)}
-    shown = [name for name in columns if name in found] or list(found)
-    return "  ".join(f"{name} {found[name]:.4f}" for name in shown[:3])

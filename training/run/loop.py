@@ -215,8 +215,8 @@ class Session:
             self.run.task.check_same_data(metadata["info"], f"{self.workdir} step {metadata['step']}")
             self.terminal.say(f"resuming {self.workdir} from step {metadata['step']}")
             return self.continuation.resumed(self.run, TrainState(**restored), metadata)
-        if self.continuation.source:
-            return self.continuation.branched(self.run, self.terminal)
+        if source := self.continuation.source:
+            return self.continuation.branched(self.run, source, self.terminal)
         return self.run.initial_state()
 
     def run_steps(self, profile: bool, peak: Callable[[str], float | None]) -> dict[str, Any]:

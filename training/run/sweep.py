@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import re
 import signal
 import subprocess
@@ -190,9 +189,12 @@ def read(folder: Path) -> dict[str, Any]:
         beside = [place.parent.name for place in folder.absolute().parent.glob(f"*/{FILE}")]
         raise FileNotFoundError(f"--sweep={folder}: holds no sweep{naming.hint(folder.name, beside)}")
     try:
-        found = json.loads(path.read_text())
-        return {"config": str(found["config"]), "overrides": dict(found["overrides"]), "runs": dict(found["runs"])}
-    except (ValueError, KeyError, TypeError) as error:
+        found = json_text.read(path)
+        runs = {name: dict(values) for name, values in found["runs"].items()}
+        if not runs:
+            raise ValueError("it names no run")
+        return {"config": str(found["config"]), "overrides": dict(found["overrides"]), "runs": runs}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
