@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 import configs
+import errors
 import models
 import naming
 from configs import Config, Field
@@ -50,8 +51,8 @@ class Chart:
     figure: Figure
 
 
-def _missing(task: Task, method: str) -> TypeError:
-    return TypeError(f"task {type(task).__name__}: has no {method}; a task overrides it where it is asked for")
+def _missing(task: Task, method: str) -> errors.BadInput:
+    return errors.BadInput(f"task {type(task).__name__}: has no {method}; a task overrides it where it is asked for")
 
 
 class Task:

@@ -14,6 +14,7 @@ import tiny_tasks
 from flax import nnx
 
 import data
+import errors
 import tasks
 from tasks import base, classification, mixing
 from tasks.base import Task
@@ -291,3 +292,12 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     config = other(task__name="denoising")
     result = loop.train(config, tmp_path, sources={"train": source, "test": source}, terminal=tiny.quiet())
     assert result["metrics"]["test"]["psnr"] > 15
+
+
+@pytest.mark.parametrize("method", ["forward", "loss", "predictions"])
+def test_a_task_says_what_it_lacks(method):
+    bare = object.__new__(Task)
+    arguments = {"forward": (None, {}), "loss": ({}, {}), "predictions": ({}, {})}[method]
+    options = {"train": False, "key": None, "partners": {}} if method == "forward" else {}
+    with pytest.raises(errors.BadInput, match=f"^task Task: has no {method}"):
+        getattr(bare, method)(*arguments, **options)
