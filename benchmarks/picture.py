@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="a run that eval.py has evaluated")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    curves = report.training_curves(report.read_history(options.workdir / "metrics.jsonl"), "top1")[:2]
+    curves = report.training_curves(report.read_history(options.workdir / "metrics.jsonl"), "top1", "images")[:2]
     results = json.loads((options.workdir / "eval" / "test.json").read_text())["results"]
     matrix = np.asarray(results["confusion"])
     confusion = charts.confusion_charts(matrix, [str(number) for number in range(len(matrix))])[0]

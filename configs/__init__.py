@@ -6,10 +6,11 @@
 from configs.duration import Duration
 from configs.load import describe, differences, from_dict, load, replace, split_arguments, unread
 from configs.schema import READS, Config, Field, as_dict, build, digest, flat_values, nearest
-from configs.size import Size, pair
+from configs.size import SIZE_KEY, Size, pair, transforms
 
 __all__ = [
     "READS",
+    "SIZE_KEY",
     "Config",
     "Duration",
     "Field",
@@ -26,5 +27,6 @@ __all__ = [
     "pair",
     "replace",
     "split_arguments",
+    "transforms",
     "unread",
 ]

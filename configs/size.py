@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from configs.schema import Config
+
+SIZE_KEY = "config.data.image_size"
 ALLOWED = "one number of pixels for a square, such as 224, or HEIGHTxWIDTH, such as 160x224"
 
 
@@ -35,3 +39,18 @@ class Size:
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size."""
     return (size, size) if isinstance(size, int) else size
+
+
+def transforms(config: Config, key: str) -> str:
+    """The transforms of `config.data`'s key with `{size}` filled in with `data.image_size`, and `{size/0.875}` with the
+    quotient, rounded to whole pixels; of a rectangle with both, as in `(160, 224)`.
+    """
+    size = config.data.image_size
+
+    def filled(match: re.Match[str]) -> str:
+        quotient = float(match[1] or 1)
+        if isinstance(size, int):
+            return str(round(size / quotient))
+        return str(tuple(round(side / quotient) for side in size))
+
+    return re.sub(r"\{size(?:/([0-9.]+))?\}", filled, getattr(config.data, key))

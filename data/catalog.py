@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import naming
@@ -70,6 +71,16 @@ def open_source(
         source = open_tfds(name, split, directory, others=tuple(_OPENERS))
     source = source if reading in (None, Reading()) else ReadAs(source, reading or Reading())
     return DecodedOnce(source) if cache == "memory" or (cache == "auto" and _is_small(source.info)) else source
+
+
+def open_files(folder: str | Path, reading: Reading | None = None) -> Source:
+    """Every file below a folder that can be an example, here an image, in the order of their names, without labels.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: there is none.
+    """
+    return open_source(f"images:{folder}", "all", cache="none", reading=reading)
 
 
 def _is_small(info: Info) -> bool:

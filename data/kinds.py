@@ -40,12 +40,36 @@ _NUMBERS = {"depth": "f", "disparity": "f", "heatmap": "f", "camera": "f", "mask
 _NUMBERS_IN_WORDS = {"f": "floating point", "iub": "integers", "iu": "integers"}
 
 
+def spelled_size(kind: str | None, shape: tuple[int, ...]) -> str:
+    """Height and width of one example, as in `160x224`; the whole shape where a field of this kind has none."""
+    first = 1 if kind in ("views", "video") else 0
+    return "x".join(map(str, shape[first : first + 2] if kind in SIZED else shape))
+
+
 def without_size(kind: str | None, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of one example without height and width; the whole shape where a field of this kind has none."""
     if kind not in SIZED:
         return shape
     first = 1 if kind in ("views", "video") else 0
     return shape[:first] + shape[first + 2 :]
+
+
+SHAPED_BY = {
+    "image": "channels are changed by 'to_rgb' or 'to_gray(1)'; config.model.options.channels is the model's",
+    "tokens": "the length of 'tokenize(length)'",
+    "text": "'tokenize(length)' gives one length",
+    "boxes": "'pad_rows(count)' gives one number of rows",
+    "points": "'pad_rows(count)' gives one number of rows",
+}
+"""What makes the shape of a field of each kind, where it is not its height and width."""
+
+
+def typed_by(kind: str | None, value: np.ndarray, wanted: np.dtype) -> str:
+    """What makes the type that is wanted of a value `[1, ...]`, as the end of a message; "" where that is not known."""
+    picture = kind in PICTURES or (kind is None and value.ndim == 4)
+    if not picture or np.uint8 not in (value.dtype, wanted):
+        return ""
+    return "; leave out 'normalize'" if wanted == np.uint8 else "; add 'normalize' or 'value_range(0, 1)'"
 
 
 def misfit(kind: str, axes: int, dtype: Any) -> str:

@@ -47,6 +47,11 @@ class Reading:
     alpha: str = "drop"
     exif_rotation: bool = False
 
+    @classmethod
+    def of(cls, settings: Any) -> Reading:
+        """As a configuration group with these keys says."""
+        return cls(settings.pixel_range, settings.alpha, settings.exif_rotation)
+
     def __post_init__(self) -> None:
         try:
             limits = tuple(float(value) for value in self.pixel_range)

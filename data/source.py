@@ -78,6 +78,24 @@ class Info:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", specs(self.fields, self.name))
 
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> Info:
+        """What `dataclasses.asdict` and JSON made of it.
+
+        Notes from before fields had shapes have their kinds alone, and the shape of the image beside them.
+        """
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        shape = known.pop("image_shape", None)
+        fields = {
+            name: FieldSpec(**spec) if isinstance(spec, Mapping) else FieldSpec(spec)
+            for name, spec in known["fields"].items()
+        }
+        if shape and "image" in fields:
+            fields["image"] = replace(fields["image"], shape=shape)
+        return cls(**{**known, "fields": fields})
+
     @property
     def kinds(self) -> dict[str, str]:
         """The kind of each field, by its name."""

@@ -1,6 +1,7 @@
 """A set made of formulas: no files, any size, and classes that a model can learn to tell apart."""
 
 import ast
+import re
 
 import numpy as np
 from typing_extensions import override
@@ -11,6 +12,18 @@ from data.split import select
 from naming import unknown
 
 DEFAULTS = {"classes": 10, "examples": 1000, "size": 32}
+_STAND_INS = {
+    "imagenet2012": "synthetic:classes=1000,examples=1281167,size=256",
+    "cifar10": "synthetic:classes=10,examples=50000,size=32",
+    "cifar100": "synthetic:classes=100,examples=50000,size=32",
+}
+STAND_IN = "synthetic:classes=...,examples=...,size=..."
+"""How a set is written that stands for another one."""
+
+
+def stand_in(name: str) -> str | None:
+    """A set with as many classes and examples as a well-known one; None for others. It is all that a plan takes."""
+    return _STAND_INS.get(re.split("[:/]", name)[0])
 
 
 def open_synthetic(argument: str, split: str, directory: str | None = None) -> Source:

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 import configs
 import errors
 import models
 import naming
 from configs import Config, Field
-from data import classes
 from tasks.losses import Loss, total
 from tasks.metrics import HostMetric, Metric, mean
+from tasks.terms import Terms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +43,13 @@ class Picture:
 
     pixels: np.ndarray
 
+    def save(self, path: Path) -> None:
+        """Writes a file of the format that the name says; values outside 0 to 1 are clipped."""
+        pixels = np.asarray(self.pixels)
+        if pixels.dtype != np.uint8:
+            pixels = np.round(255 * np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1)).astype(np.uint8)
+        Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(path)
+
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
@@ -55,8 +64,9 @@ def _missing(task: Task, method: str) -> errors.BadInput:
     return errors.BadInput(f"task {type(task).__name__}: has no {method}; a task overrides it where it is asked for")
 
 
-class Task:
-    """Base class. B is the number of examples of a batch; a batch is a dictionary of arrays whose first axis is B.
+class Task(Terms):
+    """Base class; what data and weights of elsewhere mean to it stands in `Terms`. B is the number of examples of a
+    batch; a batch is a dictionary of arrays whose first axis is B.
 
     Every batch carries `index` `[B]` (integer example id); a batch of an evaluation also carries `valid` `[B]` (1, or
     0 for the padding of the last batch), which every metric and every mean has to respect
@@ -108,32 +118,6 @@ class Task:
     def generates(self) -> bool:
         """Whether the task makes samples (`generate`)."""
         return type(self).generate is not Task.generate
-
-    # Data in the terms of the model -----------------------------------------------------------------------------------
-
-    def matched(self, source: data.Source) -> data.Source:
-        """A set with the labels of the model: matched by name, where both have names. It may have fewer classes.
-
-        Raises:
-          ValueError: it has a class that the model lacks or, without names, another number of them.
-        """
-        return classes.labelled_as(source, self.info)
-
-    def mismatch(self, source: data.Source) -> str:
-        """What to know of a set whose labels are not simply the model's; empty where they are. Raises as `matched`."""
-        return classes.described(classes.places(source.info, self.info), self.info.num_classes or 0)
-
-    def check_same_data(self, before: Mapping[str, Any], where: str) -> None:
-        """Refuses training data (`self.info`) that are not those of the run that goes on with them.
-
-        Args:
-          before: what the run or a checkpoint noted of its data, such as `num_classes` and `class_names`.
-          where: whose notes they are, for the message.
-
-        Raises:
-          ValueError: a label means another class than it did.
-        """
-        classes.check_same(before, self.info, where)
 
     # What it is called and counted in ---------------------------------------------------------------------------------
 
@@ -220,8 +204,9 @@ class Task:
         """Frozen helpers by name, such as a teacher.
 
         `load(path)` gives the trained model of a working directory, a checkpoint or `CONFIG.py:FILE` of official
-        weights, so a task needs to know nothing about files. It takes images as this run has them, and answers in the
-        classes of its data; with `load(path, match_classes=False)` in its own. The arrays of partners enter the
+        weights, so a task needs to know nothing about files. It is in the terms of this run (`Terms.partner`, which
+        takes further arguments of `load`): it takes images as this run has them, and answers in the classes of its
+        data; with `load(path, match_classes=False)` in its own. The arrays of partners enter the
         compiled step as arguments; they are never updated, averaged or saved. With `train=False` only those that an
         evaluation needs are loaded: a teacher, for one, may be gone by then.
         """

@@ -18,7 +18,7 @@ MOST_BYTES = 2**31 - 2**24  # a serialized function is one flatbuffer, below 2 G
 
 def export_inference(
     model: nnx.Module,
-    inputs: Sequence[int] | Mapping[str, jax.ShapeDtypeStruct],
+    inputs: Sequence[int] | jax.ShapeDtypeStruct | Mapping[str, jax.ShapeDtypeStruct],
     platforms: Sequence[str] = PLATFORMS,
     *,
     call: Callable[[nnx.Module, Any], Any] | None = None,
@@ -34,10 +34,10 @@ def export_inference(
     Args:
       model: evaluated as by `model(images)`, in the dtype of its computation; its arrays may be on any devices of this
         process.
-      inputs: (height, width, channels) of images, or what `call` takes: arrays by name, whose first axis is that of
-        the examples. All other axes are fixed.
+      inputs: (height, width, channels) of images, or what `call` takes: an array, or arrays by name, whose first axis
+        is that of the examples. All other axes are fixed.
       platforms: any of `PLATFORMS`; the function is lowered for each, whatever devices are here.
-      call: how the model is called with a dictionary of arrays.
+      call: how the model is called with what is given.
 
     Raises:
       ValueError: the shape or a platform is impossible, the model has shapes in place of weights or too many of them
@@ -47,6 +47,8 @@ def export_inference(
     given: Any
     if isinstance(inputs, Mapping):
         given = {name: jax.ShapeDtypeStruct((batch, *spec.shape[1:]), spec.dtype) for name, spec in inputs.items()}
+    elif isinstance(inputs, jax.ShapeDtypeStruct):
+        given = jax.ShapeDtypeStruct((batch, *inputs.shape[1:]), inputs.dtype)
     else:
         shape = tuple(inputs)
         if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):

@@ -7,16 +7,16 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
+import configs
 import data
 from data.kinds import KINDS, MOVED, PICTURES, SIZED, without_size
 from data.position import check_record
 from data.source import EncodedImage, ExampleError
 from data.transforms import TRANSFORMS, parse_transforms
 from data.warp import Affine, Flip, Resample, Window, warp_field
-from training.checkpoints.initial import saved_info
-from training.run.feeding import transforms
 
 pytestmark = pytest.mark.smoke
 
@@ -336,10 +336,10 @@ def test_a_value_that_is_not_of_its_kind_is_an_example_that_cannot_be_used():
 
 def test_the_saved_info_of_a_run_is_the_one_that_it_had():
     source = data.ArraySource({"image": np.zeros((2, 4, 6, 3), np.uint8)}, fields={"image": "image"}, num_classes=3)
-    saved = {"metadata": {"info": json.loads(json.dumps(asdict(source.info)))}}
-    assert saved_info(saved) == source.info
-    before = {**saved["metadata"]["info"], "fields": {"image": "image"}, "image_shape": [4, 6, 3]}
-    assert saved_info({"metadata": {"info": before}}).fields == {"image": data.FieldSpec("image", (4, 6, 3))}
+    saved = json.loads(json.dumps(asdict(source.info)))
+    assert data.Info.of_json(saved) == source.info
+    before = {**saved, "fields": {"image": "image"}, "image_shape": [4, 6, 3]}
+    assert data.Info.of_json(before).fields == {"image": data.FieldSpec("image", (4, 6, 3))}
 
 
 def test_every_kind_is_documented_and_has_one_place():
@@ -369,7 +369,8 @@ def test_all_transforms_that_take_a_size_take_a_rectangle():
 
 @pytest.mark.parametrize("name", OF_A_SIZE)
 def test_a_rectangular_size_is_height_and_width(name):
-    text = transforms(name + "({size})|flip|pad(2)|center_crop({size})|normalize|erase(1.0)", (16, 22))
+    text = f"{name}({{size}})|flip|pad(2)|center_crop({{size}})|normalize|erase(1.0)"
+    text = configs.transforms(tiny.config(data__train_transforms=text, data__image_size=(16, 22)), "train_transforms")
     kinds = {"image": "image", "mask": "mask", "depth": "depth", "views": "views"}
     images = some_images(2, 40, 30)
     found = run(text, kinds, image=images[0], views=images, mask=images[0, ..., 0], depth=np.ones((40, 30)))

@@ -124,12 +124,13 @@ def test_it_is_exported_with_all_its_inputs(name, trained, tmp_path):
     command("eval.py", f"--workdir={trained(name)}", f"--export={tmp_path}")
     about = json.loads((tmp_path / "export.json").read_text())
     function = jax.export.deserialize((tmp_path / "inference.stablehlo").read_bytes())
-    if name == "voxels":
-        found, expected = function.call(eval(about["check"]["images"], {"numpy": np})), about["check"]["logits"]
-    else:
-        assert set(about["inputs"]) == ({"image", "text"} if name == "towers" else {"text"})
+    if name == "towers":
+        assert set(about["inputs"]) == {"image", "text"}
         inputs = {field: eval(text, {"numpy": np}) for field, text in about["check"]["inputs"].items()}
         found, expected = function.call(inputs), about["check"]["outputs"]
+    else:
+        assert ("axes" in about["input"]) == (name == "voxels")  # of images
+        found, expected = function.call(eval(about["check"]["input"], {"numpy": np})), about["check"]["output"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 

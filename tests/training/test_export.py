@@ -187,8 +187,8 @@ def test_the_command_writes_the_averaged_model(workdir, exported):
     for count in (1, 5):
         expected = logits_of(run_of["ema"]["params"], {}, run_of["config"], count)
         np.testing.assert_allclose(function.call(images(count, (16, 16, 3))), expected, rtol=1e-5, atol=1e-6)
-    known = eval(about["check"]["images"], {"numpy": np})
-    np.testing.assert_allclose(function.call(known), about["check"]["logits"], rtol=1e-5, atol=1e-6)
+    known = eval(about["check"]["input"], {"numpy": np})
+    np.testing.assert_allclose(function.call(known), about["check"]["output"], rtol=1e-5, atol=1e-6)
     weights = read_weights(exported / "weights.safetensors")
     assert "blocks.1.attn.qkv.weight" in weights
     np.testing.assert_array_equal(weights["head.weight"].T, run_of["ema"]["params"]["head.kernel"])

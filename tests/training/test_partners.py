@@ -15,8 +15,11 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 import configs
 import data
 import models
+import tasks
 from data import classes
-from training.checkpoints import initial, inputs, partners, starts
+from tasks import classifiers, pixel_scale
+from tasks.partner import Partner, Terms
+from training.checkpoints import initial, partners, starts
 from training.distributed import mesh
 from training.run import loop
 from training.run.run import prepare
@@ -41,6 +44,10 @@ def teacher(tmp_path_factory):
     return folder
 
 
+def load(config, info, path, **how):
+    return partners.load(tasks.create(config, info), path, **how)
+
+
 def model_of(teacher):
     return partners._trained(str(teacher), named(NAMES).info)[0]
 
@@ -54,7 +61,7 @@ def scaled(config, key="train_transforms"):
 
 def test_a_teacher_in_the_same_terms_is_taken_as_it_is(teacher, capsys):
     config = tiny.config(data__mean=HALF, data__std=HALF)
-    assert not isinstance(partners.load(config, named(NAMES).info, str(teacher)), partners.Partner)
+    assert not isinstance(load(config, named(NAMES).info, str(teacher)), Partner)
     assert capsys.readouterr().err == ""
 
 
@@ -63,7 +70,7 @@ def test_a_teacher_gets_its_own_images_and_answers_in_the_classes_of_the_run(tea
     config = tiny.config(data__train_transforms=normalize)
     order = [2, 0, 3, 1]
     info = named([NAMES[i].upper() for i in order]).info
-    partner = partners.load(config, info, str(teacher))
+    partner = load(config, info, str(teacher))
     own = scaled(tiny.config(data__mean=HALF, data__std=HALF), "eval_transforms")
     expected = np.asarray(model_of(teacher)(own))[:, order]
     graph, *leaves = models.split(partner)
@@ -73,13 +80,13 @@ def test_a_teacher_gets_its_own_images_and_answers_in_the_classes_of_the_run(tea
     said = capsys.readouterr().err
     assert "images are brought to its mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5" in said
     assert "the same classes in another order, matched by name" in said
-    as_they_are = partners.load(config, named("xyz").info, str(teacher), match_classes=False)
+    as_they_are = load(config, named("xyz").info, str(teacher), match_classes=False)
     np.testing.assert_allclose(as_they_are(scaled(config))[:, order], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_of_another_size_gets_resized_images(teacher, capsys):
     config = tiny.config(data__mean=HALF, data__std=HALF, data__image_size=24)
-    partner = partners.load(config, named("ca").info, str(teacher))
+    partner = load(config, named("ca").info, str(teacher))
     large = np.full((1, 24, 24, 3), 0.25, np.float32)
     np.testing.assert_allclose(partner(large), np.asarray(model_of(teacher)(large[:, :16, :16]))[:, [2, 0]], atol=1e-6)
     said = capsys.readouterr().err
@@ -97,14 +104,14 @@ def test_a_teacher_of_another_size_gets_resized_images(teacher, capsys):
 )
 def test_a_teacher_that_cannot_be_asked_is_refused(teacher, keys, names, said):
     with pytest.raises(ValueError, match=said):
-        partners.load(tiny.config(**keys), named(names).info, str(teacher))
+        load(tiny.config(**keys), named(names).info, str(teacher))
 
 
 def test_partners_lie_on_a_mesh_as_their_models_say():
     """As parameters of the run would; the plan counts a share of them on each device."""
     options = {**tiny.TINY["model.options"], "image_size": 16, "num_classes": 4}
     teacher = models.create("vit_mu16", rngs=nnx.Rngs(0), **options)
-    resized = partners.Partner(teacher, partners.Terms(size=(16, 16)))
+    resized = Partner(teacher, Terms(size=(16, 16)))
     helpers = {"teacher": resized, "meter": nnx.BatchNorm(3, rngs=nnx.Rngs(0))}
     graphs, arrays, places = partners.spread(helpers, AbstractMesh((1, 2, 2), mesh.AXES), shapes_only=True)
     assert graphs.keys() == arrays.keys() == places.keys() == helpers.keys()
@@ -190,12 +197,12 @@ def test_a_file_of_weights_teaches_with_the_configuration_of_its_model(teacher, 
         "        group, name = key.split('.')\n        config[group][name] = value\n    return config\n"
     )
     config, info = tiny.config(), named("dbca").info
-    one, other = (partners.load(config, info, path) for path in (str(teacher), f"{described}:{file}"))
+    one, other = (load(config, info, path) for path in (str(teacher), f"{described}:{file}"))
     np.testing.assert_array_equal(one(scaled(config)), other(scaled(config)))
     with pytest.raises(ValueError, match=r"does not say its model; write configs/FILE\.py:.*weights\.safetensors"):
-        partners.load(config, info, str(file))
+        load(config, info, str(file))
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*nowhere\.pth"):
-        partners.load(config, info, f"{described}:{tmp_path / 'nowhere.pth'}")
+        load(config, info, f"{described}:{tmp_path / 'nowhere.pth'}")
 
 
 @pytest.mark.parametrize("kind", ["run", "file"])
@@ -244,9 +251,8 @@ def test_weights_of_a_family_start_the_part_that_is_of_it(teacher, tmp_path, mon
         saved |= {"params": {**whole, **{name: params[name] for name in ("boxes.kernel", "boxes.bias")}}}
         monkeypatch.setattr(initial.checkpoint, "restore_for_eval", lambda path: saved)
     config = tiny.config(model__init_from=str(start))
-    found = models.unstack(
-        starts.start_from(starts.of_config(config), config, params, state, detector, named(NAMES).info)[0]
-    )
+    task = tasks.create(config, named(NAMES).info)
+    found = models.unstack(starts.start_from(starts.of_config(config), task, params, state, detector)[0])
     name = "blocks.1.mlp.fc1.kernel"
     np.testing.assert_array_equal(found[f"backbone.{name}"], there[name])
     np.testing.assert_array_equal(found["boxes.kernel"], params["boxes.kernel"])
@@ -262,20 +268,20 @@ def test_weights_for_imagenet_are_known_by_their_classes():
     arrays = models.export_weights(model)
     found = models.weights.files.read(arrays)
     small = models.create("vit_mu16", num_classes=2, rngs=nnx.Rngs(0), **options)
-    info = initial.classes_of(found, small, named(("n02102040", "tench")).info)
+    info = classifiers.of_file(found, small, named(("n02102040", "tench")).info)
     assert (info.num_classes, info.class_names) == (1000, classes.imagenet())
     others = named(("cat", "lorry")).info
-    assert initial.classes_of(found, small, others) == others
+    assert classifiers.of_file(found, small, others) == others
     said = dataclasses.replace(found, class_names=("lorry", "cat"))
-    assert initial.classes_of(said, small, others).class_names == ("lorry", "cat")
+    assert classifiers.of_file(said, small, others).class_names == ("lorry", "cat")
 
 
 def test_scales_are_read_from_transforms():
     assert (
-        inputs.scale(tiny.config(data__train_transforms="view('clean')|normalize(on='clean')"), "train_transforms")
+        pixel_scale.scale(tiny.config(data__train_transforms="view('clean')|normalize(on='clean')"), "train_transforms")
         is None
     )
-    mean, std = inputs.scale(
+    mean, std = pixel_scale.scale(
         configs.replace(tiny.config(), data__eval_transforms="resize({size})|value_range(-1, 1)"), "eval_transforms"
     )
     assert (mean.tolist(), std.tolist()) == ([0.5], [0.5])

@@ -61,6 +61,6 @@ def test_a_run_starts_from_another_rectangle(workdir, capsys):
     start = config(model__init_from=str(workdir), data__image_size=(32, 24))
     info = data.open_source(start.data.name, "train").info
     model = tasks.create(start, info).build_model(nnx.Rngs(0))
-    params, _ = starts.start_from(starts.of_config(start), start, *models.split(model)[1:], model, info)
+    params, _ = starts.start_from(starts.of_config(start), tasks.create(start, info), *models.split(model)[1:], model)
     assert params["pos_embed"].shape == (1, 13, 16)
     assert "positions resampled from 2 x 3 to 4 x 3 (bicubic)" in capsys.readouterr().err

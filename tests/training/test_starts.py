@@ -13,6 +13,7 @@ from flax import nnx
 import configs
 import data
 import models
+import tasks
 from training.checkpoints import checkpoint, starts
 from training.run import loop
 
@@ -76,7 +77,7 @@ def begin(monkeypatch, tmp_path):
         _, params, state = models.split(model)
         found = starts.of_config(config)
         starts.check(found, params)
-        params, state = starts.start_from(found, config, params, state, model, INFO)
+        params, state = starts.start_from(found, tasks.create(config, INFO), params, state, model)
         return models.unstack({**params, **state}), before
 
     return run

@@ -17,10 +17,8 @@ import data
 import models
 import tasks
 from configs import Config
-from data import classes
 from models.weights import files
-from models.weights.files import Weights
-from models.weights.load import classifier_classes, read
+from models.weights.load import read
 from models.weights.wrappings import EMA
 from tasks.base import Task
 from training.checkpoints import checkpoint
@@ -40,21 +38,8 @@ def weights(saved: Mapping[str, Any], use_ema: bool = True) -> tuple[dict[str, n
 
 
 def saved_info(saved: Mapping[str, Any]) -> data.Info:
-    """What the data source of a saved run said about itself.
-
-    Checkpoints from before fields had shapes have their kinds alone, and the shape of the image beside them.
-    """
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in saved["metadata"]["info"].items()
-    }
-    shape = values.pop("image_shape", None)
-    fields = {
-        name: data.FieldSpec(**spec) if isinstance(spec, Mapping) else data.FieldSpec(spec)
-        for name, spec in values["fields"].items()
-    }
-    if shape and "image" in fields:
-        fields["image"] = dataclasses.replace(fields["image"], shape=shape)
-    return data.Info(**{**values, "fields": fields})
+    """What the data source of a saved run said about itself."""
+    return data.Info.of_json(saved["metadata"]["info"])
 
 
 def fit(loaded: Mapping[str, np.ndarray], template: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -88,11 +73,11 @@ def read_official(
 ) -> dict[str, Any]:
     """A file of official weights for the model that a configuration describes, as if it were a checkpoint.
 
-    What had to be adapted, such as positions for another image size, is said on stderr.
+    What had to be adapted, such as learned positions, is said on stderr.
 
     Args:
       path: a file that `models.load_weights` reads.
-      info: what the data says of itself: its classes are the model's, unless the file says others (`classes_of`).
+      info: what the data says of itself: the file is for such data, unless it says otherwise (`Task.info_of_file`).
       which: of several sets of weights in the file, `"raw"` or `"ema"`; None where there is one.
       average: take the moving average where there are several.
 
@@ -105,20 +90,16 @@ def read_official(
       ValueError: the file cannot be read, holds several sets of weights, or does not fit the model.
     """
 
-    def model_for(info: data.Info) -> nnx.Module:
-        return abstract_model(tasks.create(config, info))[0]
-
-    model = model_for(info)
+    task = tasks.create(config, info)
+    model = abstract_model(task)[0]
     try:
         found = read(model, path, which, choice="--{}")
     except ValueError:
         if not average:
             raise
         found = read(model, path, EMA)
-    theirs = classes_of(found, model, info)
-    if theirs.num_classes != info.num_classes:
-        model = model_for(theirs)
-    info = theirs
+    if (theirs := task.info_of_file(found, model)) != info:
+        info, model = theirs, abstract_model(tasks.create(config, theirs))[0]
     params, model_state, notes = models.convert_weights(model, found)
     say(path, notes)
     return {
@@ -130,23 +111,6 @@ def read_official(
         "metadata": {"info": dataclasses.asdict(info)},
         "path": path,
     }
-
-
-def classes_of(found: Weights, model: nnx.Module, info: data.Info) -> data.Info:
-    """`info` with the classes that a file of weights was trained on, as far as that is known.
-
-    A file that `eval.py --export` wrote says them. One with a classifier for 1000 classes is ImageNet's where those of
-    `info` are; others count as those of `info`.
-
-    Args:
-      model: one that the file is for, with any number of classes.
-    """
-    if found.class_names:
-        return dataclasses.replace(info, num_classes=len(found.class_names), class_names=found.class_names)
-    synsets = classes.imagenet()
-    if classifier_classes(model, found) == len(synsets) and classes.imagenet_places(info.class_names):
-        return dataclasses.replace(info, num_classes=len(synsets), class_names=synsets)
-    return info
 
 
 def say(what: str, notes: Iterable[str]) -> None:

@@ -15,14 +15,14 @@ import data
 import models
 import naming
 from configs import Config
-from data import classes
 from models.core.state import unrolled
 from models.weights import files
 from models.weights.adapt import CLASSIFIERS
 from models.weights.family import FAMILIES
 from models.weights.load import read
 from models.weights.wrappings import EMA, RAW
-from training.checkpoints import checkpoint, initial, inputs
+from tasks.base import Task
+from training.checkpoints import checkpoint, initial
 from training.checkpoints import checkpoint_layout as layout
 from training.distributed import mesh
 from training.optim.patterns import matches, select
@@ -109,25 +109,22 @@ def check(starts: Iterable[Start], params: Mapping[str, Any]) -> None:
 
 def start_from(
     starts: Iterable[Start],
-    config: Config,
+    task: Task,
     params: Mapping[str, jax.Array],
     model_state: Mapping[str, jax.Array],
     model: nnx.Module,
-    info: data.Info,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Starts a fresh model from saved weights and files of official ones.
 
-    What the model can adapt (a classifier for another number of classes, positions of another image size) is adapted
-    and said on stderr, as is which of several weights are taken, and what starts anew. Where one part of a model is of
-    a family and the model is not, as the backbone of a detector, weights of that family go to this part.
+    What can be adapted (`models.adapt`, and what weights mean to the task) is adapted and said on stderr, as is which
+    of several weights are taken, and what starts anew. Where one part of a model is of a family and the model is not,
+    as the backbone of a detector, weights of that family go to this part.
 
     Args:
       starts: from `of_config`; each parameter is started by at most one of them.
-      config: of the run.
+      task: of the run; knows what weights mean in it.
       params, model_state: the fresh ones.
       model: knows what may be adapted.
-      info: what the data says of itself; a classifier for the same classes in another order is put in this one, and
-        one for other classes starts anew.
 
     Returns:
       Parameters and model state in the layout of the fresh ones, whole and on the host in every process.
@@ -142,7 +139,7 @@ def start_from(
     for start in starts:
         alone |= start.alone
         try:
-            found, anew, notes = _read(start, own, before, config, info)
+            found, anew, notes = _read(start, task, own, before)
             if not start.alone:
                 found, said = _of_ours(start, found, anew, before)
                 notes += said
@@ -165,17 +162,17 @@ def start_from(
 
 
 def _read(
-    start: Start, own: nnx.Module, before: Mapping[str, np.ndarray], config: Config, info: data.Info
+    start: Start, task: Task, own: nnx.Module, before: Mapping[str, np.ndarray]
 ) -> tuple[Arrays, set[str], list[str]]:
     """What a source has, adapted to the model, by our unrolled names, and which classifiers start anew all the same;
     one that is alone has these too, and all that is not of its part.
     """
     reading = _of_file if files.is_weight_file(start.source) else _of_checkpoint
-    pieces, theirs, notes = reading(start, own, config, info)
+    pieces, theirs, notes = reading(start, task, own)
     found, anew = Arrays(), set[str]()
     for piece in pieces:
         inside = _within(piece.part, before)
-        loaded, said = _classes_by_name(piece.params, inside, theirs, info)
+        loaded, said = task.starting(piece.params, inside, theirs)
         notes += said
         if not start.alone:
             fresh = [name for name, value in loaded.items() if _is_anew(name, value, inside)]
@@ -188,10 +185,7 @@ def _read(
     return found, anew, notes
 
 
-def _of_file(
-    start: Start, own: nnx.Module, config: Config, info: data.Info
-) -> tuple[list[_Piece], data.Info, list[str]]:
-    del config
+def _of_file(start: Start, task: Task, own: nnx.Module) -> tuple[list[_Piece], data.Info, list[str]]:
     known = _known_parts(own)
     if start.prefix is None:
         if len(known) > 1:
@@ -210,13 +204,10 @@ def _of_file(
     which = None if start.weights == AUTO else start.weights
     found = read(target, start.source, which, choice=f"{start.key}={{}}")
     params, state, notes = models.convert_weights(target, found)
-    return [_Piece(part, params, state)], initial.classes_of(found, target, info), notes
+    return [_Piece(part, params, state)], task.info_of_file(found, target), notes
 
 
-def _of_checkpoint(
-    start: Start, own: nnx.Module, config: Config, info: data.Info
-) -> tuple[list[_Piece], data.Info, list[str]]:
-    del info
+def _of_checkpoint(start: Start, task: Task, own: nnx.Module) -> tuple[list[_Piece], data.Info, list[str]]:
     saved = checkpoint.restore_for_eval(start.source)
     if start.weights == EMA and not saved["ema"]:
         raise ValueError(f"{start.key}=ema: it has no moving average (the run had optim.ema=0)")
@@ -239,10 +230,10 @@ def _of_checkpoint(
         target, params = _module(own, piece.part), piece.params
         if target is not None:
             fresh = models.unstack(models.split(target)[1])
-            params, said = models.adapt(target, params, fresh, image_size=inputs.sides(trained))
+            params, said = task.adapted(target, params, fresh, trained)
             notes += said
         adapted.append(dataclasses.replace(piece, params=params))
-    notes += _other_inputs(trained, config)
+    notes += task.other_inputs(trained)
     return adapted, initial.saved_info(saved), notes
 
 
@@ -318,7 +309,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-# --- parts and classes ------------------------------------------------------------------------------------------------
+# --- parts ------------------------------------------------------------------------------------------------
 
 
 def _module(model: nnx.Module, path: str) -> nnx.Module | None:
@@ -344,38 +335,3 @@ def _known_parts(model: nnx.Module) -> list[str]:
 def _is_anew(name: str, value: Any, before: Mapping[str, np.ndarray]) -> bool:
     """Whether it is a classifier that has its fresh values."""
     return name.split(".")[0] in CLASSIFIERS and name in before and np.array_equal(value, before[name])
-
-
-def _other_inputs(theirs: Config, ours: Config) -> list[str]:
-    scales = [inputs.scale(config, "train_transforms") for config in (theirs, ours)]
-    if scales[0] is None or scales[1] is None or inputs.rescaled(scales[0], scales[1]) is None:
-        return []
-    return [f"it was trained on images with {inputs.spelled(scales[0])}; here they have {inputs.spelled(scales[1])}"]
-
-
-def _classes_by_name(
-    loaded: Mapping[str, np.ndarray], fresh: Mapping[str, Any], theirs: data.Info, ours: data.Info
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A classifier for as many classes, in the order of ours; for other classes it takes its `fresh` values."""
-    count = ours.num_classes
-    heads = [
-        name
-        for name, array in loaded.items()
-        if name.split(".")[0] in CLASSIFIERS and array.ndim and array.shape[-1] == count
-    ]
-    if not count or theirs.num_classes != count:
-        return dict(loaded), []
-    try:
-        found = classes.places(ours, theirs, "the weights")
-    except ValueError as error:
-        if not heads:
-            return dict(loaded), [
-                f"{error}; no classifier is known by its name ({', '.join(CLASSIFIERS)}) to start anew"
-            ]
-        anew = {name: np.asarray(fresh[name]) for name in heads if name in fresh}
-        return {**loaded, **anew}, [f"the classifier starts anew: {error}"]
-    if not (said := classes.described(found, count)):
-        return dict(loaded), []
-    if not heads:
-        return dict(loaded), [f"{said}; no classifier is known by its name ({', '.join(CLASSIFIERS)}) to put in order"]
-    return {**loaded, **{name: loaded[name][..., list(found)] for name in heads}}, [f"the classifier is for {said}"]

@@ -20,7 +20,6 @@ from training.checkpoints.checkpoint_layout import params_sha256
 from training.distributed import facts
 from training.evaluation import results
 from training.evaluation.trained import Trained
-from training.run import feeding
 
 WEIGHTS, FUNCTION, ABOUT = "weights.safetensors", "inference.stablehlo", "export.json"
 
@@ -42,8 +41,8 @@ def export(trained: Trained, folder: Path) -> list[Path]:
     """Writes a model to a folder, and returns the files.
 
     `weights.safetensors` has the official PyTorch names, where the model's family has a table of them (otherwise the
-    reason is said on stderr); `inference.stablehlo` is the function of `models.core.export`, of images or, for a task
-    that takes anything else, of a dictionary of arrays; `export.json` says what goes in and what comes out, with the
+    reason is said on stderr); `inference.stablehlo` is the function of `models.core.export`, of one array or, for a
+    task that takes several, of a dictionary of them; `export.json` says what goes in and what comes out, with the
     outputs of known inputs for comparison.
 
     Raises:
@@ -54,56 +53,47 @@ def export(trained: Trained, folder: Path) -> list[Path]:
         raise ValueError(f"--export: run it in one process; there are {jax.process_count()}")
     task = trained.task
     inputs = task.example_inputs(1)
-    of_images = list(inputs) == ["image"]
+    alone = next(iter(inputs)) if len(inputs) == 1 else None
     graph = trained.evaluator.graph
     params, state = jax.device_get((trained.params, trained.model_state))
     model = models.merge(graph, params, state)
 
     def call(model: nnx.Module, given: Any) -> Any:
-        return task.answer(model, {"image": given} if of_images else given)
+        return task.answer(model, {alone: given} if alone else given)
 
-    function = export_inference(model, inputs["image"].shape[1:] if of_images else inputs, call=call)
+    function = export_inference(model, inputs[alone] if alone else inputs, call=call)
     known = {name: known_input(spec) for name, spec in inputs.items()}
-    given: Any = known["image"][1] if of_images else {name: array for name, (_, array) in known.items()}
+    given: Any = known[alone][1] if alone else {name: array for name, (_, array) in known.items()}
     answers = jax.jit(lambda given, *leaves: call(models.merge(graph, *leaves), given))(given, params, state)
     answers = jax.tree.map(lambda array: np.asarray(array, np.float64).tolist(), answers)
 
     folder.mkdir(parents=True, exist_ok=True)
     files = [_write(folder / FUNCTION, bytes(function.serialize()))]
     try:
-        models.export_weights(model, folder / WEIGHTS, class_names=trained.task.info.class_names)
+        models.export_weights(model, folder / WEIGHTS, **task.kept_with_weights())
         files.append(folder / WEIGHTS)
     except ValueError as error:
         print(f"{folder / WEIGHTS} is left out: {error}", file=sys.stderr)
     about = {**_about(trained, inputs), "files": [file.name for file in files], "platforms": list(function.platforms)}
     texts = {name: text for name, (text, _) in known.items()}
-    about["check"] = (
-        {"images": texts["image"], "logits": answers} if of_images else {"inputs": texts, "outputs": answers}
-    )
+    about["check"] = {"input": texts[alone], "output": answers} if alone else {"inputs": texts, "outputs": answers}
     return [*files, results.write_text(folder / ABOUT, json_text.text(about, indent=1) + "\n")]
 
 
 def _about(trained: Trained, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    settings, info = trained.config.data, trained.task.info
-    described: dict[str, dict[str, Any]] = {
-        name: {"shape": [None, *spec.shape[1:]], "dtype": spec.dtype.name} for name, spec in inputs.items()
+    task = trained.task
+    described = {
+        name: {"shape": [None, *spec.shape[1:]], "dtype": spec.dtype.name, **task.described_input(name)}
+        for name, spec in inputs.items()
     }
-    if "image" in described:
-        described["image"] |= {
-            "axes": "batch, height, width, channels",
-            "transforms": feeding.transforms(settings.eval_transforms, settings.image_size),
-            "mean": list(settings.mean),
-            "std": list(settings.std),
-        }
     return {
-        "model": trained.task.model_name,
+        "model": task.model_name,
         "step": trained.step,
         "weights": trained.weights,
         "params_sha256": params_sha256(trained.params),
         "versions": facts.versions(),
-        **({"input": described["image"]} if list(inputs) == ["image"] else {"inputs": described}),
-        "num_classes": info.num_classes,
-        "class_names": list(info.class_names),
+        **({"input": next(iter(described.values()))} if len(described) == 1 else {"inputs": described}),
+        **task.described_answer(),
     }
 
 

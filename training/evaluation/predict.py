@@ -1,4 +1,4 @@
-"""Predictions for every image below a folder, or every example of a set: a table, lines of JSON, pictures."""
+"""Predictions for every file below a folder, or every example of a set: a table, lines of JSON, pictures."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 import data
 from data.names import printable
@@ -36,12 +33,12 @@ def predict(trained: Trained, place: str | Path, output: Path) -> list[Path]:
     example has no prediction; how many have none is said on stderr.
 
     Args:
-      place: a folder of images, or `source@split`.
+      place: a folder of files, or `source@split`.
       output: the folder to write to.
 
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: it has no images, or one of them cannot be read.
+      ValueError: it has no examples, or one of them cannot be read.
     """
     source = _open(trained, place)
     replacing = trained.config.data.on_error == "replace"
@@ -72,7 +69,7 @@ def _open(trained: Trained, place: str | Path) -> data.Source:
     name, at, split = str(place).rpartition("@")
     if at and not Path(place).expanduser().exists():
         return feeding.open_source(trained.config, name or trained.config.data.name, split)
-    return data.open_source(f"images:{place}", split="all", cache="none", reading=feeding.reading(trained.config))
+    return data.open_files(place, data.Reading.of(trained.config.data))
 
 
 def _table(output: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Path:
@@ -109,7 +106,7 @@ class _Pictures:
             if not self._files:
                 shutil.rmtree(self._part, ignore_errors=True)
                 self._part.mkdir(parents=True)
-            _image(picture).save(self._part / path)
+            picture.save(self._part / path)
         self._files.add(path)
         return f"{PICTURES}/{path}"
 
@@ -120,13 +117,6 @@ class _Pictures:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._part.rename(self._folder)
         return [self._folder]
-
-
-def _image(picture: Picture) -> Image.Image:
-    pixels = np.asarray(picture.pixels)
-    if pixels.dtype != np.uint8:
-        pixels = np.round(255 * np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1)).astype(np.uint8)
-    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
 
 
 def _below(folder: str | Path, file: str) -> str:

@@ -89,7 +89,7 @@ def render(
     )
 
 
-def training_curves(history: Sequence[Mapping[str, Any]], best_metric: str, unit: str = "images") -> list[Chart]:
+def training_curves(history: Sequence[Mapping[str, Any]], best_metric: str, unit: str) -> list[Chart]:
     """Loss, the metric that chooses checkpoints, learning rate and speed (`unit` in a second) by step, as far as they
     were logged.
     """

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -19,7 +17,7 @@ from configs import Config
 from models.core import sharding
 from models.core.state import unrolled
 from tasks.base import Task
-from training.checkpoints import initial, inputs, partners
+from training.checkpoints import initial, partners
 from training.distributed import mesh, processes
 from training.run.evaluate import Evaluator, Results
 from training.run.evaluations import Evaluations
@@ -85,30 +83,31 @@ def load(
     averaged = bool(saved["ema"]) and (config.eval.use_ema if use_ema is None else use_ema)
     abstract, graph, *templates = initial.abstract_model(task)
     loaded, *state = initial.weights(saved, averaged)
-    trained_on = inputs.sides(configs.from_dict(saved["config"])) if saved["config"] else inputs.sides(config)
-    if trained_on != inputs.sides(config):
-        loaded = _for_size(abstract, loaded, templates[0], config, trained_on)
+    if saved["config"]:
+        loaded = _for_inputs(task, abstract, loaded, templates[0], configs.from_dict(saved["config"]))
     parts = zip((loaded, *state), templates, strict=True)
     model = models.merge(graph, *(initial.fit(part, template, str(saved["path"])) for part, template in parts))
     return _place(task, config, model, "ema" if averaged else "raw", saved["step"])
 
 
-def _for_size(
+def _for_inputs(
+    task: Task,
     model: nnx.Module,
     params: Mapping[str, np.ndarray],
     template: Mapping[str, Any],
-    config: Config,
-    trained_on: tuple[int, int],
+    before: Config,
 ) -> dict[str, np.ndarray]:
-    """The parameters for images of another size than `trained_on`, (height, width); what changes is said on stderr."""
-    where = f"config.data.image_size={config.data.image_size}"
+    """The parameters for inputs of other shapes than they were trained on; what changes is said on stderr."""
+    trained_on = task.changed(before).example_inputs(1)
+    different = [name for name, spec in task.example_inputs(1).items() if spec != trained_on.get(name)]
+    if not different:
+        return dict(params)
+    where = f"for another {different[0]} than it was trained on"
     try:
-        adapted, notes = models.adapt(model, params, unrolled(template), image_size=trained_on)
+        adapted, notes = task.adapted(model, params, unrolled(template), before)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if jax.process_index() == 0:
-        for note in notes:
-            print(f"{where}: {note}", file=sys.stderr)
+    initial.say(where, notes)
     return adapted
 
 
@@ -117,7 +116,7 @@ def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: in
     graph, *leaves = models.split(model)
     shardings = mesh.tree_shardings(leaves, sharding.rules(model), device_mesh)
     params, model_state = mesh.place(leaves, shardings)
-    helpers = task.partners(partners.loader(config, task.info), train=False)
+    helpers = task.partners(partners.loader(task), train=False)
     partner_graphs, arrays, _ = partners.spread(helpers, device_mesh)
     terminal = Terminal(quiet=not processes.is_first())
     evaluator = Evaluator(task, graph, config, device_mesh, partner_graphs, arrays, terminal)

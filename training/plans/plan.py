@@ -21,18 +21,13 @@ import jax
 import data
 import models
 from configs import Config
+from data import synthetic
 from training.distributed import mesh
 from training.plans import hlo, hlo_cost
 from training.plans.chips import GIB, Topology
 from training.run import feeding
 from training.run.run import Run, prepare
 
-# Sets that a plan need not find on the machine: class and example counts are all that it takes from them.
-KNOWN_SETS = {
-    "imagenet2012": "synthetic:classes=1000,examples=1281167,size=256",
-    "cifar10": "synthetic:classes=10,examples=50000,size=32",
-    "cifar100": "synthetic:classes=100,examples=50000,size=32",
-}
 MOST_CONFIRMATIONS = 3
 FILLED = 0.97  # share of the memory at which the search for the largest batch aims
 
@@ -85,8 +80,8 @@ class Plan:
     cost: hlo_cost.Cost
     exchanges: tuple[Exchange, ...]
     compile_seconds: float
-    unit: str = "images"
-    units_per_example: float = 1
+    unit: str
+    units_per_example: float
 
     @property
     def devices(self) -> int:
@@ -206,12 +201,11 @@ def _source(config: Config) -> data.Source:
     try:
         return feeding.open_source(config, name, config.data.train_split)
     except FileNotFoundError as error:
-        stand_in = KNOWN_SETS.get(re.split("[:/]", name)[0])
-        if stand_in is None:
+        if (other := synthetic.stand_in(name)) is None:
             raise FileNotFoundError(
-                f"{error}; a plan needs only its size: --config.data.name=synthetic:classes=...,examples=...,size=..."
+                f"{error}; a plan needs only its size: --config.data.name={synthetic.STAND_IN}"
             ) from error
-        return data.open_source(stand_in, split=config.data.train_split, cache="none")
+        return data.open_source(other, split=config.data.train_split, cache="none")
 
 
 def _parts(run: Run) -> dict[str, int]:

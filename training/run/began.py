@@ -1,13 +1,16 @@
 """The data that a run began with, noted in `WORKDIR/data.json`.
 
-A run may go on with more or fewer examples, but not with labels that mean other classes. Its length, `4 epochs`, stays
-that of the first data: otherwise half the data would end it before the steps that its schedule was made for.
+A run may go on with more or fewer examples, but not with data that mean something else (the task says what). Its
+length, `4 epochs`, stays that of the first data: otherwise half the data would end it before the steps that its
+schedule was made for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from training.checkpoints import json_text
 from training.run.run import Run
@@ -17,11 +20,10 @@ FILE = "data.json"
 
 @dataclasses.dataclass(frozen=True)
 class Began:
-    """What the training data were; `class_names` is empty where they have no names."""
+    """How many examples the training data had, and what the task noted of them (`Task.noted`)."""
 
     examples: int
-    num_classes: int | None
-    class_names: tuple[str, ...]
+    noted: Mapping[str, Any]
 
 
 def read(workdir: Path) -> Began | None:
@@ -35,26 +37,25 @@ def read(workdir: Path) -> Began | None:
         return None
     try:
         values = json_text.read(path)
-        return Began(int(values["examples"]), values["num_classes"], tuple(values["class_names"]))
+        return Began(int(values.pop("examples")), values)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); without it the run counts the examples of now") from None
 
 
 def note(workdir: Path, run: Run) -> None:
     """Notes the data of a run that begins; what an earlier start noted stays."""
-    path, info = workdir / FILE, run.source.info
+    path = workdir / FILE
     if not path.exists():
-        began = Began(run.examples, info.num_classes, info.class_names)
-        json_text.write(path, {**dataclasses.asdict(began), "total_steps": run.total_steps})
+        json_text.write(path, {"examples": run.examples, **run.task.noted(), "total_steps": run.total_steps})
 
 
 def changes(began: Began, run: Run, where: str) -> list[str]:
     """What a run that goes on should say of data that changed.
 
     Raises:
-      ValueError: they are data of another kind (`Task.check_same_data`), such as other classes.
+      ValueError: they are data of another kind (`Task.check_same_data`).
     """
-    run.task.check_same_data(dataclasses.asdict(began), where)
+    run.task.check_same_data(began.noted, where)
     if began.examples == len(run.source):
         return []
     return [

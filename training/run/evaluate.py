@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import configs
 import data
 import models
 from configs import Config
+from data.kinds import spelled_size
 from tasks.base import Task
 from tasks.metrics import Metric
 from training.checkpoints import initial
@@ -193,7 +195,7 @@ class Evaluator:
           fit: the set that is seen before it.
 
         Raises:
-          ValueError: it has another number of classes, or transforms that the task or the model cannot take; or the
+          ValueError: it has other labels than the model, or transforms that the task or the model cannot take; or the
             task needs a set that it can see before, or can do nothing with one.
         """
         source = self.task.matched(source)
@@ -214,14 +216,15 @@ class Evaluator:
         self._check_size(feeding.check(self.config, source, self.spec(source.info), training=False), source)
 
     def _check_size(self, batch: Mapping[str, np.ndarray], source: data.Source) -> None:
-        """Refuses images of another size than the model was made for, if it cannot take them."""
+        """Refuses fields of another size than the model was made for, if it cannot take them."""
         spec = self.spec(source.info)
         other = {name: value.shape[1:] for name, value in batch.items() if value.shape[1:] != spec[name].shape[1:]}
         if not other:
             return
-        name, (height, width, *_) = next(iter(other.items()))
-        given = f"{name} of {source.info.name!r} is {height}x{width} after config.data.eval_transforms"
-        made_for = "x".join(map(str, spec[name].shape[1:3]))
+        name, shape = next(iter(other.items()))
+        kind = source.info.kinds.get(name)
+        given = f"{name} of {source.info.name!r} is {spelled_size(kind, shape)} after config.data.eval_transforms"
+        made_for = spelled_size(kind, spec[name].shape[1:])
         shapes = {name: jax.ShapeDtypeStruct((self.batch_size, *v.shape[1:]), v.dtype) for name, v in batch.items()}
         try:
             arrays = initial.abstract_model(self.task)[2:]
@@ -229,11 +232,11 @@ class Evaluator:
         except Exception as error:  # of any kind: a model says in its own way that something does not fit
             raise ValueError(
                 f"{given}, and this {self.task.model_name} takes {made_for} only (for another size change "
-                f"config.data.image_size too): {' '.join(str(error).split())[:200]}"
+                f"{configs.SIZE_KEY} too): {' '.join(str(error).split())[:200]}"
             ) from error
         if jax.process_index() == 0 and given not in self._said:
             self._said.add(given)
-            print(f"{given}, where config.data.image_size asks for {made_for}", file=sys.stderr)
+            print(f"{given}, where {configs.SIZE_KEY} asks for {made_for}", file=sys.stderr)
 
     def serving(self, sets: Iterable[data.Source]) -> None:
         """Takes the sets that will be evaluated, in this order; others can be too."""
@@ -264,7 +267,7 @@ class Evaluator:
           Results by name; numbers are floats, the rest lists of them that JSON can hold.
 
         Raises:
-          ValueError: the set has no examples, lacks a field, or has other classes than the model.
+          ValueError: the set has no examples, lacks a field, or has other labels than the model.
         """
         source = self.task.matched(source)
         fitted = None if fit is None else self._fitted(params, model_state, fit, most_batches)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,45 +10,17 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+import configs
 import data
 from configs import Config
-from data.kinds import PICTURES, SIZED, without_size
+from data.kinds import SHAPED_BY, SIZED, typed_by, without_size
 from training.distributed import mesh
-
-_HINTS = {
-    "image": "channels are changed by 'to_rgb' or 'to_gray(1)'; config.model.options.channels is the model's",
-    "tokens": "the length of 'tokenize(length)'",
-    "text": "'tokenize(length)' gives one length",
-    "boxes": "'pad_rows(count)' gives one number of rows",
-    "points": "'pad_rows(count)' gives one number of rows",
-}
-"""What makes the shape of a field of each kind, where it is not its height and width."""
 
 
 def open_source(config: Config, name: str, split: str) -> data.Source:
-    """Opens a split of a set with the configuration's directory and cache, its images read as it says."""
+    """Opens a split of a set with the configuration's directory and cache, its files read as it says."""
     settings = config.data
-    return data.open_source(name, split, settings.directory or None, settings.cache, reading(config))
-
-
-def reading(config: Config) -> data.Reading:
-    """How image files are read; the same in training, evaluation and prediction."""
-    settings = config.data
-    return data.Reading(settings.pixel_range, settings.alpha, settings.exif_rotation)
-
-
-def transforms(text: str, image_size: int | tuple[int, int]) -> str:
-    """Fills `{size}` in with `data.image_size`, and `{size/0.875}` with the quotient, rounded to whole pixels; of a
-    rectangle with both, as in `(160, 224)`.
-    """
-
-    def filled(match: re.Match[str]) -> str:
-        quotient = float(match[1] or 1)
-        if isinstance(image_size, int):
-            return str(round(image_size / quotient))
-        return str(tuple(round(side / quotient) for side in image_size))
-
-    return re.sub(r"\{size(?:/([0-9.]+))?\}", filled, text)
+    return data.open_source(name, split, settings.directory or None, settings.cache, data.Reading.of(settings))
 
 
 def _examples(config: Config) -> dict[str, Any]:
@@ -71,7 +42,7 @@ def train_stream(
     settings = config.data
     return data.train_stream(
         source,
-        transforms=transforms(settings.train_transforms, settings.image_size),
+        transforms=configs.transforms(config, "train_transforms"),
         batch_size=settings.batch_size,
         seed=config.seed,
         position=position,
@@ -103,7 +74,7 @@ def _evaluation(config: Config, sharding: NamedSharding | None) -> dict[str, Any
     settings = config.data
     batch_size = config.eval.batch_size or settings.batch_size
     return dict(
-        transforms=transforms(settings.eval_transforms, settings.image_size),
+        transforms=configs.transforms(config, "eval_transforms"),
         batch_size=batch_size,
         rows=_rows(sharding, batch_size),
         **_examples(config),
@@ -118,7 +89,7 @@ def check(
     config: Config, source: data.Source, spec: Mapping[str, jax.ShapeDtypeStruct], training: bool
 ) -> dict[str, np.ndarray]:
     """Sends one example through the transforms, so that what cannot work is said before anything is compiled or
-    written. In an evaluation images may have another size than the task says.
+    written. In an evaluation what has a height and a width may have others than the task says.
 
     Returns:
       The example as a batch of one; nothing if it cannot be read.
@@ -128,8 +99,7 @@ def check(
     """
     key = "train_transforms" if training else "eval_transforms"
     settings = config.data
-    text = transforms(settings.train_transforms if training else settings.eval_transforms, settings.image_size)
-    pipeline = data.parse_transforms(text, settings.mean, settings.std)
+    pipeline = data.parse_transforms(configs.transforms(config, key), settings.mean, settings.std)
     with contextlib.suppress(data.ExampleError):  # one that cannot be read is the stream's to report or replace
         record = pipeline(source[0], source.info.kinds, np.random.default_rng(0))
         batch = {name: np.asarray(value)[None] for name, value in record.items()}
@@ -151,7 +121,7 @@ def fields(
       spec: names, shapes and types that the task wants.
       transforms_key: the key of `config.data` to name in an error.
       complete: whether all of them have to be there.
-      any_size: whether images and all else that has a height and a width may have another one.
+      any_size: whether what has a height and a width may have others.
 
     Raises:
       ValueError: a field is missing, or has another shape or another kind of numbers.
@@ -171,7 +141,7 @@ def fields(
         flexible = any_size and kind in SIZED and len(shape) == len(wanted)
         if shape != wanted and not (flexible and without_size(kind, shape) == without_size(kind, wanted)):
             of_size = kind is None or (kind in SIZED and without_size(kind, shape) == without_size(kind, wanted))
-            hint = "config.data.image_size and the transforms have to agree" if of_size else _HINTS.get(kind or "", "")
+            hint = f"{configs.SIZE_KEY} and the transforms have to agree" if of_size else SHAPED_BY.get(kind or "", "")
             raise ValueError(
                 f"field {name!r}{_of_kind(name, kind)} of {source.info.name!r} has shape {shape} after "
                 f"config.data.{transforms_key}, the task takes {wanted}{f' ({hint})' if hint else ''}"
@@ -192,11 +162,9 @@ def _typed(
         return value
     whole, takes_whole = (jax.numpy.issubdtype(dtype, jax.numpy.integer) for dtype in (value.dtype, wanted))
     if value.dtype != bool and whole != takes_whole:
-        image = (kind in PICTURES or (kind is None and value.ndim == 4)) and np.uint8 in (value.dtype, wanted)
-        hint = "" if not image else "; add 'normalize' or 'value_range(0, 1)'" if whole else "; leave out 'normalize'"
         raise ValueError(
             f"field {name!r}{_of_kind(name, kind)} of {source.info.name!r} is {value.dtype} after "
-            f"config.data.{transforms_key}, the task takes {wanted}{hint}"
+            f"config.data.{transforms_key}, the task takes {wanted}{typed_by(kind, value, wanted)}"
         )
     if whole and takes_whole and value.size and not np.can_cast(value.dtype, wanted):
         limits = np.iinfo(wanted)

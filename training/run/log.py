@@ -52,7 +52,7 @@ class Terminal:
         *,
         shown: Sequence[str] = (),
         losses: Sequence[str] = (),
-        unit: str = "images",
+        unit: str,
     ) -> None:
         """Shows step, loss, speed, remaining time and the share of time spent waiting for data; what is None was not
         measured and is left out.

@@ -132,7 +132,7 @@ def prepare(
         groups=task.optimizers(),
         losses=task.losses(),
     )
-    helpers = task.partners(partners.loader(config, task.info))
+    helpers = task.partners(partners.loader(task))
     partner_graphs, partner_arrays, partner_shardings = partners.spread(helpers, device_mesh, shapes_only=bool(devices))
     batch_shapes = task.batch_spec(config.data.batch_size, train=True)
     feeding.check(config, source, batch_shapes, training=True)
@@ -171,7 +171,7 @@ def prepare(
         compiling.ahead(fresh, config.seed, what="the initial parameters")
         params, model_state = fresh(config.seed)
         if begin_with:
-            params, model_state = starts.start_from(begin_with, config, params, model_state, model, task.info)
+            params, model_state = starts.start_from(begin_with, task, params, model_state, model)
             params, model_state = mesh.place((params, model_state), (shardings.params, shardings.model_state))
         return jax.jit(build, out_shardings=shardings)(params, model_state)
 

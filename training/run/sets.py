@@ -116,7 +116,7 @@ def _place(config: Config, text: str, where: str) -> tuple[str, str]:
 
 
 def notes(config: Config, sets: Mapping[str, data.Source]) -> list[str]:
-    """What to know of the evaluation sets of a run: that one lacks classes, that checkpoints are chosen on a test set.
+    """What to know of the evaluation sets of a run: what it says itself, that checkpoints are chosen on a test set.
 
     Args:
       sets: by label; the first is the one that checkpoints are chosen on.

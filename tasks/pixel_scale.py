@@ -1,12 +1,10 @@
-"""The images that a model was trained on, by its configuration: how their pixels were scaled, and their sides.
+"""How the pixels of a run's images were scaled and how large they are, by its configuration.
 
 A model that gets the images of another run, as a frozen teacher does, needs them in its own terms; one that starts from
 the weights of another run at least says that they differ.
 """
 
 from __future__ import annotations
-
-import re
 
 import numpy as np
 
@@ -22,7 +20,7 @@ def scale(config: Config, transforms: str) -> Scale | None:
     """How the images of a run leave its `train_transforms` or `eval_transforms` (the argument names the key); None
     unless exactly one `normalize` or `value_range` says it.
     """
-    text = re.sub(r"\{[^}]*\}", "1", getattr(config.data, transforms))  # sizes say nothing about values
+    text = configs.transforms(config, transforms)
     found = [
         one
         for transform in data.parse_transforms(text, config.data.mean, config.data.std).transforms
