@@ -1,14 +1,14 @@
 # Everything starts from a fresh machine: each target installs what it needs.
-PYTHON ?= python3
 # The newest Python here that can make an environment; requirements.txt has the newest JAX for 3.12 and later.
 NEWEST = for python in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python \
-                       python3.12 "$$HOME"/.pyenv/versions/3.12.*/bin/python; do \
+                       python3.12 "$$HOME"/.pyenv/versions/3.12.*/bin/python python3; do \
            "$$python" -c 'import ensurepip, venv' 2>/dev/null && echo "$$python" && break; done
+PYTHON ?= $(or $(shell $(NEWEST)),python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: env plan train test fast check smoke clean newest
+.PHONY: env plan train test fast check smoke clean python
 
 env: $(VENV)/.installed
 
@@ -40,13 +40,13 @@ test: check plan
 fast: env
 	$(PY) -m pytest -n 2 --dist=worksteal -m "not slow and not multiprocess and not plan"
 
-# A cross-section for another Python and another JAX: make smoke PYTHON=python3.13 VENV=.venv313
+# A cross-section for another Python and another JAX: make smoke PYTHON=python3.11 VENV=.venv311
 smoke: env
 	$(PY) -m pytest -n 2 -m "smoke and not slow and not plan"
 
-# The newest Python here, if there is a 3.12 or newer.
-newest:
-	@$(NEWEST)
+# Which Python the environment is made with.
+python:
+	@echo $(PYTHON)
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

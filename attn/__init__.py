@@ -8,7 +8,7 @@ from attn.common.positions import RESAMPLE_METHODS, resample_positions, sincos_2
 from attn.core.explain import explain, fallback
 from attn.core.masks import Mask, causal, lengths, sliding_window
 from attn.core.numerics import Edit
-from attn.dense import dense_attention, dense_maps
+from attn.dense import dense_attention, dense_maps, packed_attention
 from attn.halo import halo_attention, halo_maps
 from attn.neighborhood import neighborhood_attention, neighborhood_maps, token_neighborhood_attention
 from attn.outlook import outlook_attention, outlook_maps
@@ -38,6 +38,7 @@ __all__ = [
     "neighborhood_maps",
     "outlook_attention",
     "outlook_maps",
+    "packed_attention",
     "resample_positions",
     "routed_attention",
     "routed_maps",

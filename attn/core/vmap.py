@@ -45,9 +45,12 @@ def folded(
     into, out_of = layouts(*examples)
     layout = into[keys]
     assert layout is not None
-    kv_heads = examples[keys].shape[layout.index("heads")]
+    # Where heads lie in one axis with their channels, nothing is mapped over them.
+    kv_heads = examples[keys].shape[layout.index("heads")] if "heads" in layout else 1
     tables = [flag for flag, layout in zip(is_mapped, into, strict=True) if layout and "batch" not in layout]
     kind = "heads" if any(tables) or any(layout and "batch" not in layout for layout in out_of) else "batch"
+    if kind == "heads" and not any(layout and kind in layout for layout in into):
+        return _one_by_one(function, arguments, is_mapped)
     arrays = [
         fold(array, flag, layout, kind, size, kv_heads) if layout and kind in layout else array
         for array, flag, layout in zip(arguments, is_mapped, into, strict=True)
@@ -57,6 +60,20 @@ def folded(
         for result, layout in zip(function(*arrays), out_of, strict=True)
         if layout is not None
     )
+
+
+def _one_by_one(
+    function: Callable[..., Sequence[jax.Array]], arguments: Sequence[Any], is_mapped: Sequence[bool]
+) -> tuple[jax.Array, ...]:
+    """A call for each place of the mapped axis."""
+    mapped = [array for array, flag in zip(arguments, is_mapped, strict=True) if flag]
+
+    def call(own: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        these = iter(own)
+        rest = zip(arguments, is_mapped, strict=True)
+        return tuple(function(*[next(these) if flag else array for array, flag in rest]))
+
+    return jax.lax.map(call, mapped)
 
 
 def fold(array: jax.Array, is_mapped: bool, layout: Layout, kind: str, size: int, kv_heads: int) -> jax.Array:

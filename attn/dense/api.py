@@ -55,6 +55,7 @@ DENSE = Operator(
     "dense_attention",
     (
         Implementation("splash", "attn.dense.splash", platforms=("tpu",)),
+        Implementation("tpu", "kernels.dense.tpu", platforms=("tpu",)),
         Implementation("cudnn", "attn.dense.cudnn", platforms=("cuda",)),
         Implementation("xla", "attn.dense.xla", plain=True),
     ),
@@ -94,8 +95,8 @@ def dense_attention(
       edit: may change the `"logits"` (scaled, after bias and mask) and `"probs"` `[B, H, N, M]`, float32; it takes the
         path that has them on every platform.
       return_lse: return `(out, lse)` with the logsumexp of the logits `[B, N, H]`, float32, natural.
-      implementation: `"splash"` (TPU), `"cudnn"` (NVIDIA) or `"xla"`, which is the reference; None: the best for the
-        platform lowered for.
+      implementation: `"tpu"`, a kernel for up to 1024 tokens, `"splash"` (TPU) for more of them, `"cudnn"` (NVIDIA) or
+        `"xla"`, which is the reference; None: the best for the platform lowered for.
 
     The softmax runs in float32 whatever the inputs are; the result has the dtype of `v`.
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from attn import Grid, dense_attention
+from attn import Grid, dense_attention, packed_attention
 from attn.common.relative import relative_position_bias, resample_relative_bias
 from models.attention.cache import extended
 from models.attention.mechanism import (
@@ -83,6 +84,11 @@ class DenseAttention(ProjectedMechanism):
 
     def attend(self, x: Float[Array, "B N C"], call: Call) -> Any:
         """Tokens attend to each other, or to a memory; a relative bias does not go with one."""
+        if self._stays_packed(call):
+            fused, bias = self.qkv.unbiased(x)
+            own: dict[str, Any] = {"scale": self.scale, "implementation": self.implementation}
+            fused = checkpoint_name(fused, "attention_qkv")
+            return self.output(packed_attention(fused, bias, heads=self.heads, **own))
         q, k, v = self.inputs(x, call.memory)
         if call.positions is not None:
             q, k = rotated(q, call.positions), rotated(k, call.positions)
@@ -98,6 +104,17 @@ class DenseAttention(ProjectedMechanism):
 
         y = self.output(attended(call, attend, q, k, v, index=index))
         return y if state is None else (y, state)
+
+    def _stays_packed(self, call: Call) -> bool:
+        """Whether nobody asks for queries, keys and values by themselves."""
+        nothing = (call.memory, call.positions, call.state, call.mask, self.q_norm, self.k_norm, self.relative_bias)
+        return (
+            getattr(self, "qkv", None) is not None
+            and all(one is None for one in nothing)
+            and not (call.train and self.dropout)
+            and not call.wants("q", "k", "v", "logits", "probs", "lse", "heads")
+            and sharding.tensor_ways() == 1
+        )
 
     def _bias(self, call: Call) -> Float[Array, "1 H N N"] | None:
         if self.relative_bias is None:

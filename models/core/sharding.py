@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from models.core.times import times
+
 BATCH = ("data", "fsdp")
 TENSOR = "tensor"
 
@@ -167,15 +169,11 @@ def product(
     def multiply(x: jax.Array, stored: jax.Array) -> jax.Array:
         whole = _gathered(stored, jnp.dtype(dtype), spec) if ways else stored.astype(dtype)
         x, whole = x.astype(dtype), arrange(whole)
-        return _times(x, whole) if result is None or result == dtype else _times_wide(result, x, whole)
+        return times(x, whole) if result is None or result == dtype else _times_wide(result, x, whole)
 
     value = kernel[...]
     spec = parameter_spec(value.shape, kernel.get_metadata().get("tensor_split"), ways)
     return (_from_inputs if "fsdp" in spec else _plainly)(multiply, x, value)
-
-
-def _times(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.tensordot(x, kernel, 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -188,7 +186,7 @@ def _times_wide(result: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _times_wide_jvp(result: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     # JAX's own rule would multiply the wide gradient with the narrow factors, which is a product of float32 numbers.
     (x, kernel), (d_x, d_kernel) = primals, tangents
-    tangent = _times(d_x, kernel) + _times(x, d_kernel)
+    tangent = times(d_x, kernel) + times(x, d_kernel)
     return _times_wide(result, x, kernel), tangent.astype(result)
 
 

@@ -55,9 +55,10 @@ class Denoising(Task):
 
     def batch_spec(self, batch_size, *, train, info=None):
         spec = super().batch_spec(batch_size, train=train, info=info)
-        if not train:  # whole images of that set
-            shape = (batch_size, *(info or self.info).fields["image"].shape)
-            spec["image"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        if not train:  # whole images of that set, as far as their sizes are known
+            known = (info or self.info).fields["image"].shape
+            shape = [there or own for there, own in zip(known, spec["image"].shape[1:], strict=True)]
+            spec["image"] = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
         return {**spec, "clean": spec["image"]}
 
     def forward(self, model, batch, *, train, key, partners):

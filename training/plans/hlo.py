@@ -110,6 +110,7 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry: Computation | None = None
     body: dict[str, Instruction] = {}
+    shapes: dict[str, str] = {}
     root: Instruction | None = None
     name, is_entry = "", False
     for line in text.splitlines():
@@ -118,10 +119,12 @@ def parse(text: str) -> Module:
             entry = computations[name] if is_entry else entry
             body, root = {}, None
         elif header := _HEADER.match(line):
-            is_entry, name, body, root = bool(header[1]), header[2], {}, None
+            is_entry, name, body, shapes, root = bool(header[1]), header[2], {}, {}, None
         elif found := _INSTRUCTION.match(line):
             instruction = _instruction(found[2], found[3])
-            body[instruction.name] = instruction
+            for operand in instruction.operands:
+                _name_element(operand, body, shapes)
+            body[instruction.name], shapes[instruction.name] = instruction, _shape_and_rest(found[3])[0]
             root = instruction if found[1] else root
     if entry is None:
         raise ValueError("this text is no XLA module: it has no entry computation")
@@ -136,6 +139,29 @@ def _instruction(name: str, text: str) -> Instruction:
     return Instruction(
         name, opcode.strip(), _buffers(shape), tuple(_NAME.findall(arguments)), arguments.strip(), attributes
     )
+
+
+def _name_element(operand: str, body: dict[str, Instruction], shapes: dict[str, str]) -> None:
+    """Adds the instruction that JAX 0.12 leaves out, where it writes `%fusion.8#1` for an element of a tuple."""
+    source, mark, index = operand.rpartition("#")
+    if not mark or operand in body or not index.isdigit():
+        return
+    _name_element(source, body, shapes)
+    shapes[operand] = _elements(shapes[source])[int(index)]
+    body[operand] = Instruction(
+        operand, "get-tuple-element", _buffers(shapes[operand]), (source,), f"%{source}", f", index={index}"
+    )
+
+
+def _elements(shape: str) -> list[str]:
+    """The shapes in the shape of a tuple, which may be tuples themselves."""
+    found, depth, start = [], 0, 1
+    for place, sign in enumerate(shape):
+        depth += (sign in "({[") - (sign in ")}]")
+        if (sign == "," and depth == 1) or (sign == ")" and depth == 0):
+            found.append(shape[start:place].strip())
+            start = place + 1
+    return found
 
 
 def _shape_and_rest(text: str) -> tuple[str, str]:

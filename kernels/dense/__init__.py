@@ -1,0 +1,1 @@
+"""Kernels of dense attention of short sequences, and their oracle."""
