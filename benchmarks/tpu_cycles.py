@@ -153,19 +153,24 @@ def measure(function: str, *arguments: Any, chip: str = "v5e", keep: str | Path 
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("*.txt"):
             left.unlink()
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "JAX_ENABLE_COMPILATION_CACHE": "false",
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
-        }
         command = [sys.executable, "-m", "benchmarks.tpu_cycles", "--compile_into", str(folder)]
-        done = subprocess.run(command, input=json.dumps(job), env=environment, cwd=ROOT, capture_output=True, text=True)
+        options: dict[str, Any] = {"env": environment(folder), "cwd": ROOT, "capture_output": True, "text": True}
+        done = subprocess.run(command, input=json.dumps(job), **options)
         if done.returncode:
-            raise DoesNotCompile(f"{function} for {chip}: {_last_words(done.stderr)}")
+            raise DoesNotCompile(f"{function} for {chip}: {last_words(done.stderr)}")
         return read(folder, chip)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a process that compiles for a TPU and dumps what its compiler makes into a folder."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+    }
 
 
 def read(folder: Path, chip: str) -> Report:
@@ -233,7 +238,8 @@ def _kernel(folder: Path, name: str, chip: str) -> llo.Kernel:
     return llo.read(schedule, stage, slots, chip)
 
 
-def _last_words(stderr: str) -> str:
+def last_words(stderr: str) -> str:
+    """The error that ended a process."""
     lines = [line for line in stderr.splitlines() if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
     return lines[-1] if lines else stderr[-500:]
 

@@ -52,7 +52,7 @@ Store = dict[str, dict[str, Any]]
 @functools.cache
 def abstract(name: str) -> nnx.Module:
     """The model as shapes, computing in bfloat16."""
-    return nnx.eval_shape(lambda: models.create(name, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: models.create(name, dtype=jnp.bfloat16, remat="none", rngs=nnx.Rngs(0)))
 
 
 @functools.cache

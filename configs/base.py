@@ -46,7 +46,7 @@ FIELDS: dict[str, Any] = {
         "dropout": Field(0.0, "Dropout rate of tokens, projections and MLPs.", low=0, high=0.999),
         "scan": Field(True, "Scan over equal blocks: compile time does not grow with depth.", identity=False),
         "remat": Field(
-            "none", "What the backward pass recomputes: a policy name of `models/core/stack.py`.", identity=False
+            "auto", "What the backward pass recomputes: a policy of `models/core/remat.py`.", identity=False
         ),
         "options": Field({}, "Further keyword arguments of `models.create`, such as pool='avg'."),
     },

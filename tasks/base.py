@@ -151,7 +151,7 @@ class Task(Terms):
         }
         # What says nothing is not said: a model need not have every option.
         said = {"attention": model.attention, "drop_path": model.drop_path, "dropout": model.dropout}
-        wanted = {"dtype": precision != "float32", "remat": model.remat != "none"}
+        wanted = {"dtype": precision != "float32", "remat": model.remat != "auto"}
         return models.create(
             model.name,
             rngs=rngs,

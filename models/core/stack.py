@@ -49,7 +49,7 @@ class Stack(nnx.Module):
         name: str = "blocks",
         first: int = 0,
         scan: bool = True,
-        remat: str = "none",
+        remat: str = "auto",
     ):
         if not makers:
             raise ValueError(f"{name}: a group of no blocks makes no stack")

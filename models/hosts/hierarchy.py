@@ -76,7 +76,7 @@ class Stage(nnx.Module):
         downsample: nnx.Module | None,
         blocks: Stack | None,
         first: nnx.Module | None = None,
-        remat: str = "none",
+        remat: str = "auto",
     ):
         self.downsample, self.blocks, self.first, self.remat = downsample, blocks, first, remat
 

@@ -86,7 +86,7 @@ class ClassifierOptions:
     attention_dropout: Rate = 0.0
     head_dropout: Rate = 0.0
     scan: Flag = True
-    remat: str = "none"
+    remat: str = "auto"
     dtype: DType = None
 
     def __post_init__(self) -> None:

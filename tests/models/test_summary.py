@@ -48,12 +48,21 @@ def test_twins_cost_the_same(remat, block):
 def test_activation_bytes_know_rematerialization_and_dtype():
     sizes = [
         summarize(full_size("vit_ti16", **options), (256, 64, 64, 3)).rows["blocks.5"].activation_bytes
-        for options in ({}, {"dtype": jnp.bfloat16}, {"remat": "attention"}, {"remat": "full"})
+        for options in (
+            {"remat": "none"},
+            {"remat": "none", "dtype": jnp.bfloat16},
+            {"remat": "attention"},
+            {"remat": "full"},
+            {},
+            {"scan": False},
+        )
     ]
-    full, half, attention, inputs = sizes
+    full, half, attention, inputs, scanned, unrolled = sizes
     assert inputs == 256 * 17 * 192 * 4
     assert attention == 9 * inputs  # input, q k v, heads, 4 x hidden
     assert attention < half < full
+    assert scanned == 10 * inputs  # and what the projection of heads gives
+    assert unrolled == full
 
 
 def test_table_folds_equal_layers():

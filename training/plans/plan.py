@@ -144,8 +144,11 @@ class Plan:
 # --- compiling --------------------------------------------------------------------------------------------------------
 
 
-def make(config: Config, topology: Topology) -> Plan:
+def make(config: Config, topology: Topology, *, keep: Path | None = None) -> Plan:
     """Compiles the train step of `config` for `topology` and reads what it costs.
+
+    Args:
+      keep: a file for the text of the compiled program.
 
     Raises:
       DoesNotFit: it needs more memory than a device has.
@@ -169,6 +172,8 @@ def make(config: Config, topology: Topology) -> Plan:
         seconds = time.perf_counter() - begin
         (program,) = Path(folder).glob("*.after_codegen.txt")
         cost = hlo_cost.measure(hlo.parse(program.read_text()))
+        if keep is not None:
+            keep.write_text(program.read_text())
     stats = compiled.memory_analysis()
     accumulated = config.optim.accumulate
     ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
@@ -270,7 +275,7 @@ def _does_not_fit(run: Run, topology: Topology, needed: float) -> DoesNotFit:
     state = sum(size for name, size in _parts(run).items() if name != "batch")
     multiple = run.mesh.shape["data"] * run.mesh.shape["fsdp"] * parts
     changes = []
-    if config.model.remat == "none":
+    if config.model.remat != "full":
         changes.append("model.remat=full")
     if batch // multiple > 1:
         changes.append(f"optim.accumulate={2 * parts}")
