@@ -66,7 +66,7 @@ FIELDS: dict[str, Any] = {
         "train_transforms": Field(
             "random_resized_crop({size})|flip|normalize",
             "Training transforms, left to right (docs/data.md); {size} is data.image_size, {size/0.875} a quotient "
-            "of it.",
+            "of it, {size//0.875} one rounded down.",
         ),
         "eval_transforms": Field("resize({size/0.875})|center_crop({size})|normalize", "Evaluation transforms."),
         "mean": Field((0.485, 0.456, 0.406), "Mean per channel that `normalize` subtracts, on a 0 to 1 scale."),
