@@ -195,6 +195,13 @@ FIELDS: dict[str, Any] = {
             choices=("stop", "continue"),
             identity=False,
         ),
+        "preprocessing": Field(
+            "auto",
+            "What images go through where eval.py evaluates a file of weights: what the file or its model says (auto), "
+            "or data.eval_transforms (config); docs/preprocessing.md.",
+            choices=("auto", "config"),
+            identity=False,
+        ),
         "use_ema": Field(True, "Evaluate the moving average where there is one.", identity=False),
         "worst": Field(24, "Worst mistakes that are kept for the report.", low=0, identity=False),
     },

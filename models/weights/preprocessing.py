@@ -37,16 +37,20 @@ class Preprocessing:
       transforms: what brings an image to that, as `data.eval_transforms`; `{size}` stands for the size, so that another
         one can be chosen.
       mean, std: of each channel, of values from 0 to 1; what `normalize` in `transforms` takes.
+      source: who says so, for messages and tables.
     """
 
     image_size: Sides
     transforms: str
     mean: Values = IMAGENET_MEAN
     std: Values = IMAGENET_STD
+    source: str = dataclasses.field(default="", compare=False)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as plain values, for a header or a file."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        """The fields but the source as plain values, for a header or a file."""
+        names = ("image_size", "transforms", "mean", "std")
+        values = ((name, getattr(self, name)) for name in names)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
     @classmethod
     def of_json(cls, values: Any) -> Preprocessing:
@@ -68,6 +72,7 @@ def cropped(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     mode: str = "center",
+    source: str = "",
 ) -> Preprocessing:
     """What timm does for an evaluation.
 
@@ -89,8 +94,10 @@ def cropped(
         raise ValueError(f"crop_pct={crop} of {sides[0]}x{sides[1]} pixels: takes a positive share of a size")
     fit = {"center": "", "squash": "stretch", "border": "contain"}[mode]
     fill = f", fill={tuple(round(255 * value) for value in mean)}" if mode == "border" else ""
-    resized = "{size}" if crop == 1 else f"{{size//{crop:.17g}}}"
-    return Preprocessing(sides, written(resized, interpolation, fit, "timm", crop=fill), _floats(mean), _floats(std))
+    resized = "{size}" if crop == 1 else f"{{size//{float(crop)!r}}}"
+    return Preprocessing(
+        sides, written(resized, interpolation, fit, "timm", crop=fill), _floats(mean), _floats(std), source
+    )
 
 
 def written(resized: str, interpolation: str, fit: str, like: str, *, crop: str | None) -> str:

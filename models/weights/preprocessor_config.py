@@ -1,7 +1,7 @@
 """Hugging Face's `preprocessor_config.json`, read as what has to be done to images.
 
 Meant are the image processors of transformers that work on Pillow; those on torchvision's tensors, which it takes where
-torchvision is installed, differ from them by one of 255 levels here and there.
+torchvision is installed, differ from them by one of 255 levels in less than one value of a hundred.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     python tests/files/make_preprocessing.py
 
 The images are the formula `picture`, so they are not stored. Of large results the hash is stored, of small ones the
-pixels, and of some what the library makes of them in the end, normalized. `cases` says in JSON what each one is.
+pixels, and of some what the library makes of them in the end, normalized. `cases` says in JSON what each one is, and
+`timm` what timm says of its models of our families.
 """
 
 import hashlib
@@ -88,6 +89,7 @@ TORCHVISION = (
     "Swin_B_Weights.IMAGENET1K_V1",
     "MaxVit_T_Weights.IMAGENET1K_V1",
 )
+MODELS = ("vit_*", "deit*", "swin_*", "maxvit_*_tf_*", "davit*", "volo*", "*halo*")
 PRESET = ("crop_size", "resize_size", "interpolation", "mean", "std")
 
 
@@ -141,7 +143,21 @@ def main():
         settings = {key: getattr(preset, key) for key in PRESET} | {"interpolation": preset.interpolation.value}
         add(cases, arrays, "torchvision", name, settings, torchvision_transforms(preset), False)
     arrays["cases"] = np.array(json.dumps(cases))
+    arrays["timm"] = np.array(json.dumps(pretrained_cfgs()))
     np.savez_compressed(Path(__file__).with_name("preprocessing.npz"), **arrays)
+
+
+def pretrained_cfgs():
+    """What timm says of the default weights of its models of our families, by the model's name."""
+    import timm
+
+    keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    found = {}
+    for pattern in MODELS:
+        for name in timm.list_models(pattern):
+            said = timm.get_pretrained_cfg(name)
+            found[name] = {key: getattr(said, key) for key in keys}
+    return found
 
 
 def add(cases, arrays, library, name, settings, transforms, small):
