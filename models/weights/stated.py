@@ -15,6 +15,7 @@ from models.weights import files
 from models.weights.family import FAMILIES
 from models.weights.preprocessing import Preprocessing, from_timm
 from models.weights.preprocessor_config import from_transformers
+from models.weights.torchvision_files import of_name
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a file of weights is called where the files beside it are about it: in a folder of Hugging Face's hub."""
@@ -30,7 +31,7 @@ def preprocessing(source: str | os.PathLike[str]) -> Preprocessing:
     Args:
       source: a variant, `"swin_tiny"`, or a file of weights or a folder with one, that says it: in its header, if
         `models.export_weights` or `eval.py --export` wrote it, or in timm's `config.json` or Hugging Face's
-        `preprocessor_config.json` beside it.
+        `preprocessor_config.json` beside it; or by its name, if it is torchvision's.
 
     Raises:
       ValueError: there is no such variant, nothing is known, or what is said is not supported; one line.
@@ -72,6 +73,8 @@ def of_file(path: str | os.PathLike[str]) -> Preprocessing | None:
         noted = files.notes(place).get(files.PREPROCESSING)
         if noted is not None:
             return _read(place, noted, Preprocessing.of_json, "its header")
+    if (by_name := of_name(place)) is not None:
+        return dataclasses.replace(by_name, source="torchvision's file of this name")
     folder = place if place.is_dir() else place.parent
     if folder != place and place.name not in HUB_FILES and not _is_alone(place):
         return None

@@ -4,8 +4,9 @@
     python tests/files/make_preprocessing.py
 
 The images are the formula `picture`, so they are not stored. Of large results the hash is stored, of small ones the
-pixels, and of some what the library makes of them in the end, normalized. `cases` says in JSON what each one is, and
-`timm` what timm says of its models of our families.
+pixels, and of some what the library makes of them in the end, normalized. `cases` says in JSON what each one is, `timm`
+what timm says of its models of our families, `torchvision` what torchvision does with its files of weights. The stored
+ones are of Pillow 13.0.0 and torch 2.13.0, which has no part in the pixels.
 """
 
 import hashlib
@@ -80,7 +81,9 @@ SMALL_TRANSFORMERS = {
         "crop_size": {"height": 33, "width": 33},
     },
 }
-TORCHVISION = (
+TORCHVISION = ("ViT_B_16", "ViT_B_32", "ViT_L_16", "ViT_L_32", "ViT_H_14", "Swin_T", "Swin_S", "Swin_B", "MaxVit_T")
+# Of those of equal numbers one is enough.
+PIXELS_OF = (
     "ViT_B_16_Weights.IMAGENET1K_V1",
     "ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1",
     "ViT_L_16_Weights.IMAGENET1K_V1",
@@ -137,11 +140,15 @@ def main():
     for library, (large, small, transforms) in kinds.items():
         for name, settings in {**large, **small}.items():
             add(cases, arrays, library, name, settings, transforms(settings), name in small)
-    for name in TORCHVISION:
-        weights, which = name.split(".")
-        preset = getattr(torchvision.models, weights)[which].transforms()
-        settings = {key: getattr(preset, key) for key in PRESET} | {"interpolation": preset.interpolation.value}
-        add(cases, arrays, "torchvision", name, settings, torchvision_transforms(preset), False)
+    files = {}
+    for model in TORCHVISION:
+        for weights in getattr(torchvision.models, f"{model}_Weights"):
+            preset = weights.transforms()
+            settings = {key: getattr(preset, key) for key in PRESET} | {"interpolation": preset.interpolation.value}
+            files[weights.url.rpartition("/")[2]] = settings
+            if str(weights) in PIXELS_OF:
+                add(cases, arrays, "torchvision", str(weights), settings, torchvision_transforms(preset), False)
+    arrays["torchvision"] = np.array(json.dumps(files))
     arrays["cases"] = np.array(json.dumps(cases))
     arrays["timm"] = np.array(json.dumps(pretrained_cfgs()))
     np.savez_compressed(Path(__file__).with_name("preprocessing.npz"), **arrays)

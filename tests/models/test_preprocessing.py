@@ -105,6 +105,14 @@ def test_of_each_variant_it_is_what_timm_says():
     assert len(compared) > 80
 
 
+def test_of_each_file_of_torchvision_it_is_what_torchvision_says(tmp_path):
+    for name, settings in json.loads(str(STORED["torchvision"])).items():
+        (tmp_path / name).touch()
+        assert of_file(tmp_path / name) == preprocessing.from_torchvision(settings), name
+    (tmp_path / "vit_b_16.pth").touch()
+    assert of_file(tmp_path / "vit_b_16.pth") is None
+
+
 def test_the_page_has_every_variant():
     text = page.PAGE.read_text()
     assert f"<!-- table: begin -->\n{page.table()}\n<!-- table: end -->" in text
