@@ -70,7 +70,7 @@ def from_transformers(settings: Mapping[str, Any]) -> Preprocessing:
         raise ValueError("only pixels that are divided by 255 are supported (do_rescale, rescale_factor)")
     if settings.get("do_pad"):
         raise ValueError("do_pad is not supported")
-    number = settings.get("resample", usual.resample)
+    number = usual.resample if settings.get("resample") is None else settings["resample"]
     if number not in RESAMPLE:
         raise ValueError(f"resample={number!r}: known are {', '.join(f'{n} ({name})' for n, name in RESAMPLE.items())}")
     exact, shorter, crop = _steps(kind, settings)

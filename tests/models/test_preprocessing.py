@@ -161,6 +161,8 @@ def test_what_there_is_not_here_is_one_line(library, settings, message):
 def test_a_processor_may_leave_steps_out():
     found = from_transformers({"do_normalize": False, "size": {"height": 8, "width": 12}})
     assert (found.mean, found.std, found.image_size) == ((0.0,) * 3, (1.0,) * 3, (8, 12))
+    unset = {"resample": None, "crop_size": None, "do_center_crop": None, "image_mean": None}
+    assert from_transformers(unset) == from_transformers({})
     cut = from_transformers({"image_processor_type": "CLIPImageProcessor", "do_resize": False})
     assert cut.transforms == "center_crop({size}, like='transformers')|normalize"
 
