@@ -10,14 +10,14 @@
     python eval.py --sweep=runs/lr                       # the table and picture of a sweep (docs/sweeps.md)
 
 The configuration is the one saved with the checkpoint, or that of --config; --config.eval.sets=train=@train[:500] and
-the like change its keys.
+the like change its keys. Images of a file of weights go through what it says of them (docs/preprocessing.md).
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +73,24 @@ def main(arguments: list[str]) -> int:
     if output is not None:
         workdir.check_writable(output, f"--{'export' if options.export else 'output'}={output}")
     use_ema = options.weights if options.weights is None else options.weights == "ema"
+    notes: list[str] = []
     if official:
-        saved = _official(config, place, options.weights)
+        config, saved, notes = _official(config, place, options.weights, overrides)
         use_ema = saved["ema"] is not None
+    if not (options.export or options.predict or options.generate is not None):
+        return _evaluate(config, saved, use_ema, options.workdir, output, notes)
+    _say(notes)
     if options.export:
         return _export(config, saved, use_ema, output)
     if options.generate is not None:
         return _generate(config, saved, use_ema, options.generate, output)
-    if options.predict:
-        return _predict(config, saved, use_ema, options.predict, output)
-    return _evaluate(config, saved, use_ema, options.workdir, output)
+    return _predict(config, saved, use_ema, options.predict, output)
+
+
+def _say(notes: Iterable[str]) -> None:
+    if processes.is_first():
+        for note in notes:
+            print(note, file=sys.stderr)
 
 
 def _sweep(folder: Path) -> int:
@@ -135,11 +143,19 @@ def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | 
     return configs.from_dict(saved["config"], overrides)
 
 
-def _official(config: Config, file: str, which: str | None) -> dict[str, Any]:
+def _official(
+    config: Config, file: str, which: str | None, given: Mapping[str, str]
+) -> tuple[Config, dict[str, Any], list[str]]:
+    """The configuration for the images that a file of weights wants, the file as if it were a checkpoint, and what to
+    say of the first.
+    """
+    from tasks import preprocessing
     from training.checkpoints import initial
     from training.run import sets
 
-    return initial.read_official(file, config, sets.first(config).info, which)
+    config, note = preprocessing.for_file(config, file, given)
+    saved = initial.read_official(file, config, sets.first(config).info, which)
+    return config, saved, [f"{file}: {note}"]
 
 
 def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None) -> int:
@@ -173,15 +189,15 @@ def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, outp
     return 0
 
 
-def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None) -> int:
+def _evaluate(
+    config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None, notes: Sequence[str]
+) -> int:
     from training.evaluation import results, trained
     from training.run import evaluate, sets
 
     model = trained.load(saved, config, use_ema=use_ema, info=None if saved else sets.first(config).info)
     evaluations = model.evaluations()
-    if processes.is_first():
-        for note in evaluations.notes:
-            print(note, file=sys.stderr)
+    _say([*notes, *evaluations.notes])
     with contextlib.closing(evaluations):
         found = {label: evaluations.evaluate(label, model.params, model.model_state) for label in evaluations.sources}
     print(results.table(found, model.task.columns))

@@ -66,7 +66,7 @@ FIELDS: dict[str, Any] = {
         "train_transforms": Field(
             "random_resized_crop({size})|flip|normalize",
             "Training transforms, left to right (docs/data.md); {size} is data.image_size, {size/0.875} a quotient "
-            "of it.",
+            "of it, {size//0.875} one rounded down.",
         ),
         "eval_transforms": Field("resize({size/0.875})|center_crop({size})|normalize", "Evaluation transforms."),
         "mean": Field((0.485, 0.456, 0.406), "Mean per channel that `normalize` subtracts, on a 0 to 1 scale."),
@@ -193,6 +193,13 @@ FIELDS: dict[str, Any] = {
             "When a set cannot be evaluated: stop the run with its state saved, or say so and continue. Several "
             "processes stop.",
             choices=("stop", "continue"),
+            identity=False,
+        ),
+        "preprocessing": Field(
+            "auto",
+            "What images go through where eval.py evaluates a file of weights: what the file or its model says (auto), "
+            "or data.eval_transforms (config); docs/preprocessing.md.",
+            choices=("auto", "config"),
             identity=False,
         ),
         "use_ema": Field(True, "Evaluate the moving average where there is one.", identity=False),

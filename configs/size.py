@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -42,15 +43,16 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def transforms(config: Config, key: str) -> str:
-    """The transforms of `config.data`'s key with `{size}` filled in with `data.image_size`, and `{size/0.875}` with the
-    quotient, rounded to whole pixels; of a rectangle with both, as in `(160, 224)`.
+    """The transforms of `config.data`'s key with `{size}` filled in with `data.image_size`, `{size/0.875}` with the
+    quotient, rounded to whole pixels, and `{size//0.875}` with the quotient rounded down, as timm does; of a rectangle
+    with both, as in `(160, 224)`.
     """
     size = config.data.image_size
 
     def filled(match: re.Match[str]) -> str:
-        quotient = float(match[1] or 1)
+        divided, quotient = math.floor if match[1] == "//" else round, float(match[2] or 1)
         if isinstance(size, int):
-            return str(round(size / quotient))
-        return str(tuple(round(side / quotient) for side in size))
+            return str(divided(size / quotient))
+        return str(tuple(divided(side / quotient) for side in size))
 
-    return re.sub(r"\{size(?:/([0-9.]+))?\}", filled, getattr(config.data, key))
+    return re.sub(r"\{size(?:(//?)([0-9.]+))?\}", filled, getattr(config.data, key))

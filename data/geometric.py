@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -27,43 +27,91 @@ def _width_height(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[1], size[0])
 
 
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value and value not in choices:
+        raise ValueError(unknown(what, value, choices))
+
+
+LIKE = ("timm", "torchvision", "transformers")
+"""Libraries whose pixels a transform can give to the bit."""
+FIT = ("stretch", "cover", "contain")
+
+
 @dataclass(frozen=True)
 class Resize(GeometricTransform):
     """Resizes the shorter side to `size` and keeps the shape, or resizes to exactly (height, width).
 
-    Every image and mask of a record comes to this size, whatever its own was.
+    `fit` says it for one number (a square) and two alike: "stretch" comes to exactly this size; the others keep the
+    shape, "cover" with the smallest image that covers this size, "contain" with the largest that fits in it. Every
+    image and mask of a record comes to its size, whatever its own was.
+
+    `like` gives the pixels of a library to the bit: the longer side is truncated and not rounded, a large JPEG is
+    decoded whole (`EncodedImage.decode`), and with timm two numbers are covered and not stretched to.
     """
 
     size: Size
     interpolation: str = "bicubic"
+    fit: str = field(default="", kw_only=True)
+    like: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         _check_size(self.size)
         check_interpolation(self.interpolation)
+        _check_choice("fit of 'resize':", self.fit, FIT)
+        _check_choice("like of 'resize':", self.like, LIKE)
 
     @override
     def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp | None:
-        if isinstance(self.size, int):
-            scale = self.size / min(width, height)
-            target = (max(round(width * scale), self.size), max(round(height * scale), self.size))
-        else:
-            target = _width_height(self.size)
-        return None if target == (width, height) else Resample(target, (0, 0, width, height), self.interpolation)
+        target = self._target(width, height)
+        if target == (width, height):
+            return None
+        return Resample(target, (0, 0, width, height), self.interpolation, whole=bool(self.like))
+
+    def _target(self, width: int, height: int) -> tuple[int, int]:
+        fit = self.fit or ("" if isinstance(self.size, int) else "cover" if self.like == "timm" else "stretch")
+        if fit == "stretch":
+            return _width_height(self.size)
+        if fit:
+            across, down = _width_height(self.size)
+            ratio = (min if fit == "cover" else max)(height / down, width / across)
+            return max(round(width / ratio), 1), max(round(height / ratio), 1)
+        assert isinstance(self.size, int)
+        if self.like:
+            shorter = min(width, height)
+            return int(self.size * width / shorter), int(self.size * height / shorter)
+        scale = self.size / min(width, height)
+        return max(round(width * scale), self.size), max(round(height * scale), self.size)
 
 
 @dataclass(frozen=True)
 class CenterCrop(CroppingTransform):
-    """Cuts the middle; an image smaller than that is padded with the mean colour."""
+    """Cuts the middle; an image smaller than that is padded with the mean colour.
+
+    Where the middle lies between two pixels, `like` says which one it is, and how much is padded on which side:
+    "timm", "torchvision" (the same) or "transformers". They pad with black.
+    """
 
     size: Size
+    like: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         _check_size(self.size)
+        _check_choice("like of 'center_crop':", self.like, LIKE)
+        if self.like and self.fill is None:
+            object.__setattr__(self, "fill", 0.0)
 
     @override
     def warp(self, width: int, height: int, rng: np.random.Generator) -> Warp:
         across, down = _width_height(self.size)
-        return Window((across, down), (round((width - across) / 2), round((height - down) / 2)))
+        return Window((across, down), (self._start(width, across), self._start(height, down)))
+
+    def _start(self, size: int, wanted: int) -> int:
+        """The first pixel of the window; -1 where one pixel of padding comes before."""
+        if self.like == "transformers":
+            return (size - wanted) // 2
+        if self.like and size < wanted:
+            return -((wanted - size) // 2)
+        return round((size - wanted) / 2)
 
 
 @dataclass(frozen=True)

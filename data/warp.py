@@ -61,10 +61,14 @@ class Warp:
 
 @dataclass(frozen=True)
 class Resample(Warp):
-    """Stretches the rectangle `box` = (x_min, y_min, x_max, y_max) of the image to `size`, antialiased."""
+    """Stretches the rectangle `box` = (x_min, y_min, x_max, y_max) of the image to `size`, antialiased.
+
+    `whole` decodes an image at its full size first, where a smaller one would do and take less time.
+    """
 
     box: tuple[float, float, float, float]
     interpolation: str
+    whole: bool = False
 
     @property
     @override
@@ -82,10 +86,12 @@ class Resample(Warp):
     def enlarged(self, factor: int) -> Resample:
         x_min, y_min, x_max, y_max = self.box
         box = (factor * x_min, factor * y_min, factor * x_max, factor * y_max)
-        return Resample((factor * self.size[0], factor * self.size[1]), box, self.interpolation)
+        return Resample((factor * self.size[0], factor * self.size[1]), box, self.interpolation, self.whole)
 
     @override
     def open(self, image: EncodedImage) -> tuple[Image.Image, Warp]:
+        if self.whole:
+            return super().open(image)
         width, height = image.size
         x_min, y_min, x_max, y_max = self.box
         least = (int(width * self.size[0] / (x_max - x_min)) + 1, int(height * self.size[1] / (y_max - y_min)) + 1)

@@ -14,12 +14,15 @@ from models.layers.norm import freeze_statistics
 from models.weights.adapt import adapt
 from models.weights.family import register_family
 from models.weights.load import compare_weights, convert_weights, export_weights, load_weights
+from models.weights.preprocessing import Preprocessing
+from models.weights.stated import preprocessing
 
 __all__ = [
     "SITES",
     "Call",
     "Graph",
     "Memory",
+    "Preprocessing",
     "Recorded",
     "Site",
     "Tap",
@@ -37,6 +40,7 @@ __all__ = [
     "merge",
     "names",
     "options_of_model",
+    "preprocessing",
     "record",
     "register",
     "register_family",

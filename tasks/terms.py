@@ -18,7 +18,7 @@ import models
 from configs import Config
 from data import classes
 from models.weights.files import Weights
-from tasks import classifiers, partner, pixel_scale
+from tasks import classifiers, partner, pixel_scale, preprocessing
 
 Arrays = dict[str, np.ndarray]
 
@@ -137,7 +137,10 @@ class Terms:
 
     def kept_with_weights(self) -> dict[str, Any]:
         """What a file of weights says of itself, as `models.export_weights` takes it."""
-        return {"class_names": self.info.class_names}
+        kept: dict[str, Any] = {"class_names": self.info.class_names}
+        if self.info.kinds.get("image") == "image":
+            kept["preprocessing"] = preprocessing.of_config(self.config)
+        return kept
 
     def described_answer(self) -> dict[str, Any]:
         """The same of the answer."""

@@ -12,6 +12,7 @@ from flax import nnx
 
 from models.core.published import Published, publish
 from models.core.registry import register
+from models.weights.preprocessing import Preprocessing
 from models.weights.table import Flat, Table
 
 
@@ -52,6 +53,7 @@ class Family:
       model: its class.
       variants: keyword arguments of `model` by the names that `models.create` takes.
       published: what papers and repositories report of variants.
+      preprocessing: what images go through, by variant.
       layouts: weight names by layout, each `model -> Table`; `"torch"` is the official PyTorch one.
       dialects: other names, tried in this order; each that recognizes a file rewrites it.
     """
@@ -60,6 +62,7 @@ class Family:
     model: type[nnx.Module]
     variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
+    preprocessing: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
     layouts: Mapping[str, Callable[[Any], Table]] = dataclasses.field(default_factory=dict)
     dialects: tuple[Dialect, ...] = ()
 

@@ -15,11 +15,16 @@ import safetensors
 import safetensors.numpy
 
 import naming
+from models.weights.preprocessing import Preprocessing
 from models.weights.torch_pickle import read_tensors
 from models.weights.wrappings import WHICH, Unwrapped, unwrap
 
 TORCH = (".pth", ".pt", ".bin", ".pth.tar")
-CLASS_NAMES = "class_names"
+NOTES = "fovea"
+"""The key in the header of a safetensors file whose JSON holds what we note there. It is one, as the library writes
+several in any order, and the same weights shall be the same bytes.
+"""
+CLASS_NAMES, PREPROCESSING = "class_names", "preprocessing"
 SUFFIXES = (".safetensors", ".npz", *TORCH)
 
 
@@ -111,11 +116,14 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any], which: str 
 
 
 def write_safetensors(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], class_names: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    class_names: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Writes arrays by name as safetensors, in one piece: whoever reads the file sees the old one or the new one.
 
-    Names of classes go to the metadata of the header, as JSON under `class_names`.
+    Names of classes and what images go through are noted in the metadata of the header, as JSON under `fovea`.
 
     Raises:
       ValueError: an array of a type that the format does not have.
@@ -123,8 +131,11 @@ def write_safetensors(
     """
     # The library writes an array's memory as it lies, whatever its strides.
     rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    notes: dict[str, Any] = {CLASS_NAMES: list(class_names)} if class_names else {}
+    if preprocessing is not None:
+        notes[PREPROCESSING] = preprocessing.as_json()
     try:
-        safetensors.numpy.save_file(rows, path, {CLASS_NAMES: json.dumps(list(class_names))} if class_names else None)
+        safetensors.numpy.save_file(rows, path, {NOTES: json.dumps(notes)} if notes else None)
     except safetensors.SafetensorError as error:
         kind = OSError if "I/O error" in str(error) else ValueError
         raise kind(f"{path}: cannot be written as safetensors: {error}") from error
@@ -147,13 +158,28 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{file}: cannot be read as safetensors: {error}") from error
 
 
-def _class_names(file: Path) -> tuple[str, ...]:
-    with safetensors.safe_open(file, "np") as content:
-        noted = (content.metadata() or {}).get(CLASS_NAMES, "[]")
+def notes(file: Path) -> dict[str, Any]:
+    """What `write_safetensors` noted in the header of a file; nothing where somebody else wrote it.
+
+    Raises:
+      ValueError: the file cannot be read.
+    """
     try:
-        names = json.loads(noted)
+        with safetensors.safe_open(file, "np") as content:
+            header = content.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file}: cannot be read as safetensors: {error}") from error
+    # Files of before have names of classes under a key of their own.
+    text = header.get(NOTES) or f'{{"{CLASS_NAMES}": {header.get(CLASS_NAMES) or "[]"}}}'
+    try:
+        found = json.loads(text)
     except ValueError:
-        return ()
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    names = notes(file).get(CLASS_NAMES)
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 

@@ -16,6 +16,7 @@ from models.weights import files, report
 from models.weights.adapt import STEPS, classes_of
 from models.weights.family import family_of
 from models.weights.files import Weights, write_safetensors
+from models.weights.preprocessing import Preprocessing
 from models.weights.table import Reading
 from models.weights.wrappings import WHICH
 
@@ -169,6 +170,7 @@ def export_weights(
     *,
     layout: str = "torch",
     class_names: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
 ) -> dict[str, np.ndarray]:
     """A model's weights by official names and in official layouts, the inverse of `load_weights`.
 
@@ -176,6 +178,7 @@ def export_weights(
       path: also writes them there, as safetensors.
       layout: `"torch"`, the official PyTorch names, or another layout of the family (`"big_vision"` for ViT).
       class_names: of the classifier, noted in the file.
+      preprocessing: what images go through, noted in the file.
 
     Raises:
       ValueError: the model has no table, one that cannot be inverted, or shapes only.
@@ -191,7 +194,7 @@ def export_weights(
     flat = {name: np.asarray(value) for name, value in leaves.items()}
     arrays = family.layouts[layout](model).write(unstack(flat))
     if path is not None:
-        write_safetensors(path, arrays, class_names)
+        write_safetensors(path, arrays, class_names, preprocessing)
     return arrays
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 import configs
 from configs import schema
 from configs.base import FIELDS
+from tasks import preprocessing
 from training.run import evaluate, feeding, loop
 from training.run import sets as eval_sets
 from training.run.run import prepare
@@ -181,13 +182,14 @@ def test_every_shipped_configuration_works_and_together_they_read_every_key(sets
         else:
             traced(config)
 
-    # Options that no shipped configuration turns on, and what only the command reads.
+    # Options that no shipped configuration turns on, and what only the commands read.
     teacher = {"task.options.teacher": str(tmp_path / "quickstart"), "task.options.distill": "soft"}
     train(small("quickstart", "", sets, **teacher, **{"log.example_ids": True}), "student")
     import train as command
 
     values = [f"--config.{key}={value}" for key, value in {**SMALL, **STAGES}.items()]
     assert command.main([f"--config={ROOT / 'configs' / 'quickstart.py'}", "--dry_run", *values]) == 0
+    preprocessing.for_file(small("quickstart", "", sets), str(tmp_path / "weights.npz"), ())
     assert unread(schema.READS) == []
     assert unread(schema.READS, {**FIELDS, "planted": schema.Field(0, "A key that nothing reads.")}) == ["planted"]
 

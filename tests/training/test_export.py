@@ -234,9 +234,16 @@ def weights_as(kind, exported, folder):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz", "pth"])
-def test_a_file_of_weights_is_evaluated_like_its_run(workdir, exported, experiment, tmp_path, kind):
+def test_a_file_of_weights_is_evaluated_like_its_run(workdir, exported, experiment, tmp_path, capsys, kind):
     file = weights_as(kind, exported, tmp_path)
+    if kind == "safetensors":  # says itself what images go through, whatever the configuration does
+        other = tmp_path / "other.py"
+        changes = "config.data.eval_transforms, config.data.mean = 'resize(9)|resize({size})|normalize', (0.1,) * 3"
+        other.write_text(experiment.read_text().replace("    return config", f"    {changes}\n    return config"))
+        experiment = other
     assert run(f"--checkpoint={file}", f"--config={experiment}", f"--output={tmp_path / 'out'}") == 0
+    said = f"{file}: images as {'its header' if kind == 'safetensors' else 'the configuration'} says: normalize, mean"
+    assert said in capsys.readouterr().err
     found = json.loads((tmp_path / "out" / "test.json").read_text())
     expected = json.loads((workdir / "summary.json").read_text())["metrics"]["test"]
     for name, value in expected.items():

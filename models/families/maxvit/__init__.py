@@ -1,6 +1,7 @@
 """MaxViT (arXiv:2204.01697): convolutions, attention within blocks and over grids in every layer."""
 
 from models.families.maxvit.model import MaxViT
+from models.families.maxvit.preprocessing import PREPROCESSING
 from models.families.maxvit.variants import PUBLISHED, VARIANTS
 from models.families.maxvit.weights import TENSORFLOW, maxvit_table, tensorflow_table
 from models.weights.family import Family
@@ -10,6 +11,7 @@ FAMILY = Family(
     MaxViT,
     VARIANTS,
     PUBLISHED,
+    PREPROCESSING,
     layouts={"torch": maxvit_table, "tensorflow": tensorflow_table},
     dialects=(TENSORFLOW,),
 )

@@ -2,11 +2,12 @@
 
 from models.families.nat.isotropic import IsotropicTransformer
 from models.families.nat.model import NeighborhoodTransformer
+from models.families.nat.preprocessing import PREPROCESSING
 from models.families.nat.variants import ISOTROPIC, PUBLISHED, VARIANTS
 from models.families.nat.weights import isotropic_table, nat_table
 from models.weights.family import Family
 
 FAMILIES = (
-    Family("nat", NeighborhoodTransformer, VARIANTS, PUBLISHED, layouts={"torch": nat_table}),
-    Family("nat_isotropic", IsotropicTransformer, ISOTROPIC, layouts={"torch": isotropic_table}),
+    Family("nat", NeighborhoodTransformer, VARIANTS, PUBLISHED, PREPROCESSING, layouts={"torch": nat_table}),
+    Family("nat_isotropic", IsotropicTransformer, ISOTROPIC, {}, PREPROCESSING, layouts={"torch": isotropic_table}),
 )

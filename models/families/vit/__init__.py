@@ -1,6 +1,7 @@
 """Vision Transformers: ViT, DeiT, DeiT-III, DINOv2, SigLIP and CLIP towers. The model is the isotropic host itself."""
 
 from models.families.vit.dialects import VIT_DIALECTS
+from models.families.vit.preprocessing import PREPROCESSING
 from models.families.vit.variants import PUBLISHED, VARIANTS
 from models.families.vit.weights import big_vision_table, torch_table
 from models.hosts.isotropic import VisionTransformer
@@ -11,6 +12,7 @@ FAMILY = Family(
     VisionTransformer,
     VARIANTS,
     PUBLISHED,
+    PREPROCESSING,
     layouts={"torch": torch_table, "big_vision": big_vision_table},
     dialects=VIT_DIALECTS,
 )
