@@ -19,7 +19,7 @@ import pytest
 from benchmarks import mechanisms
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 WHOLE = ("taps", "model_interface", "add_a_mechanism", "add_a_family")
 """Pages whose snippets of Python are one program, from top to bottom."""
 FENCE = re.compile(r"^```(bash|python)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -9,6 +9,8 @@ import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import yaml
+
 import errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +77,14 @@ def test_what_is_imported_is_declared():
     ours |= {"benchmarks", *(path.stem for path in theirs if path.suffix == ".py" or path.is_dir())}
     others = [path for name in ("benchmarks", "tests", "docs") for path in (ROOT / name).rglob("*.py")]
     assert {name: path for name, path in used(others, ours).items() if name not in declared(*EXTRAS)} == {}
+
+
+def test_the_licence_and_the_version_are_said_alike():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert PROJECT["license"] == "Apache-2.0"
+    assert (ROOT / "LICENSE").read_text().split()[:4] == ["Apache", "License", "Version", "2.0,"]
+    assert f"\n## {PROJECT['version']}, {cited['date-released']}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 NAMED = re.compile(
