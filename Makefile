@@ -14,7 +14,7 @@ ACCELERATOR ?= $(shell driver=$$(nvidia-smi --query-gpu=driver_version --format=
                        else echo cpu; fi)
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env accelerator plan train test fast check smoke clean newest
+.PHONY: env accelerator plan site train test fast check smoke clean newest
 
 # Tests compare with what CPUs compute.
 test fast smoke: export JAX_PLATFORMS ?= cpu
@@ -46,6 +46,16 @@ $(VENV)/.installed-plan: requirements-plan.txt
 	$(INSTALL) --requirement requirements-plan.txt
 	@touch $@
 
+# The pages as a site; one without a place in mkdocs.yml, or a link that leads nowhere, is an error.
+# Not --quiet, which drops warnings before they are counted.
+site: env $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	@echo "site/index.html is the first page; with search: $(PY) -m http.server --directory site"
+
+$(VENV)/.installed-docs: requirements-docs.txt
+	$(INSTALL) --requirement requirements-docs.txt
+	@touch $@
+
 train: accelerator
 	$(PY) train.py --config=configs/quickstart.py --workdir=runs/quickstart
 	$(PY) eval.py --workdir=runs/quickstart
@@ -54,7 +64,7 @@ check: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: check plan
+test: check plan site
 	$(PY) -m pytest -n 2 --dist=worksteal
 
 # The set to run between two edits.
@@ -70,4 +80,4 @@ newest:
 	@$(NEWEST)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache

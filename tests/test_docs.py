@@ -15,6 +15,7 @@ from pathlib import Path
 
 import commands
 import pytest
+import yaml
 
 from benchmarks import mechanisms
 
@@ -96,6 +97,20 @@ def test_a_page_is_followed_from_top_to_bottom(name, tmp_path):
 
 def test_the_catalogue_of_mechanisms_is_what_they_declare():
     assert mechanisms.PAGE.read_text() == mechanisms.page(), "python -m benchmarks.mechanisms writes it"
+
+
+def places(nav):
+    for entry in nav:
+        found = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from [found] if isinstance(found, str) else places(found)
+
+
+def test_every_page_has_a_place_on_the_site():
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = list(places(yaml.safe_load(text)["nav"]))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")}
+    assert len(named) == len(set(named)), "twice in nav of mkdocs.yml"
+    assert pages ^ set(named) == {"changelog.md", "contributing.md"}, "nav of mkdocs.yml"  # two of the root
 
 
 def test_links_lead_somewhere():
