@@ -6,26 +6,57 @@ NEWEST = for python in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python \
 PYTHON ?= $(or $(shell $(NEWEST)),python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
-export JAX_PLATFORMS ?= cpu
+# The extra of JAX for what is here: cuda13, cuda12 for drivers before 580, tpu or cpu; `make train ACCELERATOR=cpu` says another.
+ACCELERATOR ?= $(shell driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n '1s/[.].*//p'); \
+                       if [ "$$driver" -ge 580 ] 2>/dev/null; then echo cuda13; \
+                       elif [ "$$driver" -gt 0 ] 2>/dev/null; then echo cuda12; \
+                       elif grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor && ls /dev/accel* /dev/vfio/[0-9]* >/dev/null 2>&1; then echo tpu; \
+                       else echo cpu; fi)
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env plan train test fast check smoke clean python
+.PHONY: env accelerator plan site train test fast check smoke clean python
+
+# Tests compare with what CPUs compute.
+test fast smoke: export JAX_PLATFORMS ?= cpu
 
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fovea needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (set PYTHON=...)")'
+	@echo "installing what Fovea needs into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(INSTALL) --requirement requirements.txt
+	@touch $@
+
+# What JAX needs for the accelerator that is here.
+accelerator: $(VENV)/.installed-$(ACCELERATOR)
+
+$(VENV)/.installed-cpu: $(VENV)/.installed
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	@echo "installing JAX for $*: some GB (ACCELERATOR=cpu goes without)"
+	$(INSTALL) --constraint requirements.txt "jax[$*]"
 	@touch $@
 
 # What `train.py --plan` needs besides.
 plan: env $(VENV)/.installed-plan
 
 $(VENV)/.installed-plan: requirements-plan.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements-plan.txt
+	$(INSTALL) --requirement requirements-plan.txt
 	@touch $@
 
-train: env
+# The pages as a site; one without a place in mkdocs.yml, or a link that leads nowhere, is an error.
+# Not --quiet, which drops warnings before they are counted.
+site: env $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	@echo "site/index.html is the first page; with search: $(PY) -m http.server --directory site"
+
+$(VENV)/.installed-docs: requirements-docs.txt
+	$(INSTALL) --requirement requirements-docs.txt
+	@touch $@
+
+train: accelerator
 	$(PY) train.py --config=configs/quickstart.py --workdir=runs/quickstart
 	$(PY) eval.py --workdir=runs/quickstart
 
@@ -33,7 +64,7 @@ check: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: check plan
+test: check plan site
 	$(PY) -m pytest -n 2 --dist=worksteal
 
 # The set to run between two edits.
@@ -49,4 +80,4 @@ python:
 	@echo $(PYTHON)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache

@@ -58,8 +58,9 @@ def main(arguments: list[str]) -> int:
     launch = command.start_jax("", options, given)
     if options.export and launch.processes > 1:
         raise ValueError("--export: is for one process")
-    from models.weights import files  # after start_jax, which sets what JAX reads once
-    from training.checkpoints import checkpoint
+    with command.terminal().busy("importing models and data"):
+        from models.weights import files  # after start_jax, which sets what JAX reads once
+        from training.checkpoints import checkpoint
 
     place = options.workdir or options.checkpoint
     official = options.checkpoint is not None and files.is_weight_file(options.checkpoint)
@@ -192,11 +193,13 @@ def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, outp
 def _evaluate(
     config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None, notes: Sequence[str]
 ) -> int:
-    from training.evaluation import results, trained
-    from training.run import evaluate, sets
+    terminal = command.terminal()
+    with terminal.busy("opening the data and tracing the model"):
+        from training.evaluation import results, trained
+        from training.run import evaluate, sets
 
-    model = trained.load(saved, config, use_ema=use_ema, info=None if saved else sets.first(config).info)
-    evaluations = model.evaluations()
+        model = trained.load(saved, config, use_ema=use_ema, info=None if saved else sets.first(config).info)
+        evaluations = model.evaluations()
     _say([*notes, *evaluations.notes])
     with contextlib.closing(evaluations):
         found = {label: evaluations.evaluate(label, model.params, model.model_state) for label in evaluations.sources}
@@ -207,7 +210,9 @@ def _evaluate(
             print(f"{label}: {note}")
     if output is not None:
         with preemption.finishing():  # a result is all of its files
-            for file in results.write(output, model, sources, found, folder, evaluations.samples):
+            with terminal.busy("writing the report"):
+                files = results.write(output, model, sources, found, folder, evaluations.samples)
+            for file in files:
                 print(file)
     return 0
 

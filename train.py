@@ -87,7 +87,8 @@ def main(arguments: list[str]) -> int:
     given = {f"config.{key}": value for key, value in configs.flat_values(config).items()}
     given["--resume_from"] = options.resume_from
     launch = command.start_jax(config.log.cache_directory, options, given)
-    from training.run import loop  # after start_jax, which sets what JAX reads once
+    with command.terminal().busy("importing models and data"):
+        from training.run import loop  # after start_jax, which sets what JAX reads once
 
     if options.dry_run and launch.processes > 1:
         raise ValueError("--dry_run: is for one process; for several, --config.train.steps=2 and a workdir of its own")

@@ -25,13 +25,13 @@ class Field:
 
     Attributes:
       default: value without an override. A `Duration` default makes the key a duration, a dictionary a free group of
-      options.
+        options.
       doc: one line for `--print_config`, with the unit.
       choices: the only values allowed, if not empty.
       prefix: where there are choices, text that begins so is allowed besides; whoever reads it checks the rest.
       low, high: inclusive bounds of a number.
       kind: the key's type where the default does not say it: where it is None ("left to whoever reads it", which is
-      then allowed as 'none'), `Size` or `Starts`.
+        then allowed as 'none'), `Size` or `Starts`.
       identity: whether a run with another value is another run, so that its workdir cannot be continued.
     """
 

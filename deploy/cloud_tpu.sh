@@ -21,7 +21,7 @@ case "${1:-}" in
     ;;
   install) # uv brings a Python that is new enough; gcsfuse mounts the bucket, which all machines then share as a folder
     on "git clone --depth=1 $REPOSITORY fovea && cd fovea && pip install --quiet --user uv &&
-      ~/.local/bin/uv venv --python=3.11 && ~/.local/bin/uv pip install --quiet '.[tpu]'"
+      ~/.local/bin/uv venv --python=3.13 && ~/.local/bin/uv pip install --quiet -c requirements.txt '.[tpu]'"
     on "mkdir -p bucket && gcsfuse --implicit-dirs ${BUCKET:?is missing: the bucket for data and runs} bucket"
     ;;
   start) # as a service: it outlives this connection, and is sent SIGTERM when a machine shuts down

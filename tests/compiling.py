@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from training.plans import chips
 
 needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'fovea[plan]'"
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install libtpu"
 )
 
 

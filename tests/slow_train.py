@@ -23,9 +23,9 @@ def hold_compilation(which, mark):
         mark.touch()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # a quarter of an hour
 
-    def patched(function, meanwhile=None):
+    def patched(function):
         seen.append(function)
-        return interruptible(slow if len(seen) == which else function, meanwhile)
+        return interruptible(slow if len(seen) == which else function)
 
     preemption.interruptible = patched
 

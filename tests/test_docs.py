@@ -15,11 +15,12 @@ from pathlib import Path
 
 import commands
 import pytest
+import yaml
 
 from benchmarks import mechanisms
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 WHOLE = ("taps", "model_interface", "add_a_mechanism", "add_a_family")
 """Pages whose snippets of Python are one program, from top to bottom."""
 FENCE = re.compile(r"^```(bash|python)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -96,6 +97,20 @@ def test_a_page_is_followed_from_top_to_bottom(name, tmp_path):
 
 def test_the_catalogue_of_mechanisms_is_what_they_declare():
     assert mechanisms.PAGE.read_text() == mechanisms.page(), "python -m benchmarks.mechanisms writes it"
+
+
+def places(nav):
+    for entry in nav:
+        found = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from [found] if isinstance(found, str) else places(found)
+
+
+def test_every_page_has_a_place_on_the_site():
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = list(places(yaml.safe_load(text)["nav"]))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")}
+    assert len(named) == len(set(named)), "twice in nav of mkdocs.yml"
+    assert pages ^ set(named) == {"changelog.md", "contributing.md"}, "nav of mkdocs.yml"  # two of the root
 
 
 def test_links_lead_somewhere():

@@ -8,8 +8,9 @@ import math
 class Grid:
     """Layout of the token axis: `prefix` tokens without a place (class, registers), then `shape` in row-major order.
 
-    >>> Grid(shape=(14, 14), prefix=1).tokens
-    197
+    Examples:
+      >>> Grid(shape=(14, 14), prefix=1).tokens
+      197
     """
 
     shape: tuple[int, ...]

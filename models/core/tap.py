@@ -217,9 +217,10 @@ def tap(
 ) -> Callable[[Callable[[Site, Array], Array]], FunctionTap]:
     """A decorator that makes a tap of a function `(site, value) -> value`.
 
-    >>> @tap("heads", layers=[2])
-    ... def without_first_head(site, value):
-    ...     return value.at[:, :, 0].set(0)
+    Examples:
+      >>> @tap("heads", layers=[2])
+      ... def without_first_head(site, value):
+      ...     return value.at[:, :, 0].set(0)
     """
 
     def made(function: Callable[[Site, Array], Array]) -> FunctionTap:

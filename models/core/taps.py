@@ -71,7 +71,8 @@ jax.tree_util.register_pytree_node(
 def record(*sites: str, layers: int | Iterable[int] | None = None, at: str | None = None) -> Record:
     """Values of sites: after `model(images, tap=tap)`, `tap["probs"]` is `[layers, batch, ...]`.
 
-    >>> tap = record("heads", layers=[0, 2])
+    Examples:
+      >>> tap = record("heads", layers=[0, 2])
 
     Args:
       sites: names of `models.core.tap.SITES`.

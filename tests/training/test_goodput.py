@@ -2,13 +2,15 @@
 
 import io
 import json
+import threading
+import time
 
 import pytest
 import tiny
 
 import models
 from training.plans import chips
-from training.run import goodput, loop
+from training.run import goodput, log, loop
 from training.run.log import Terminal
 from training.run.run import prepare
 
@@ -143,23 +145,38 @@ class Screen(io.StringIO):
 def test_what_takes_time_is_shown_on_a_terminal_and_leaves_nothing():
     screen = Screen()
     terminal = Terminal(screen)
-    with terminal.busy("compiling the step") as tick:
-        tick()
-    terminal.part("evaluating test", 3, 4)
-    terminal.clear()
+    with terminal.busy("evaluating test"):
+        with terminal.busy("compiling the step"):
+            pass
+        terminal.part("evaluating test", 3, 4)
     terminal.say("done")
     said = screen.getvalue()
     assert "compiling the step ... 0s" in said
+    assert "evaluating test ... 0s" in said
     assert "[###############.....] evaluating test 3/4" in said
-    assert said.endswith("\r\x1b[Kdone\n")
+    assert said.endswith("\r\x1b[K\rdone\n")
 
 
-def test_a_pipe_is_told_only_of_what_takes_long(monkeypatch, clock):
+def test_a_pipe_is_told_only_of_what_takes_long(monkeypatch):
+    """By a thread of its own: what takes long holds this one."""
+    monkeypatch.setattr(log, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(log, "RENEWED_SECONDS", 0.01)
     pipe = io.StringIO()
     terminal = Terminal(pipe)
+    terminal.say("begun")
     terminal.part("evaluating test", 3, 4)
-    with terminal.busy("compiling the step") as tick:
-        for _ in range(3):
-            tick()
-            clock(4)
-    assert pipe.getvalue() == "compiling the step ...\n"
+    with terminal.busy("reading a little"):
+        pass
+    with terminal.busy("evaluating test"), terminal.busy("compiling the step"):
+        time.sleep(0.5)
+    assert pipe.getvalue() == "begun\ncompiling the step ...\n"
+    assert not any(thread.name == "terminal" for thread in threading.enumerate())
+
+
+def test_a_process_that_shows_nothing_shows_nothing(monkeypatch):
+    monkeypatch.setattr(log, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(log, "RENEWED_SECONDS", 0.01)
+    pipe = io.StringIO()
+    with Terminal(pipe, quiet=True).busy("compiling the step"):
+        time.sleep(0.05)
+    assert pipe.getvalue() == ""

@@ -358,5 +358,5 @@ def test_a_set_that_is_not_here():
 
 def test_the_compiler_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'fovea\[plan\]'"):
+    with pytest.raises(ValueError, match="pip install libtpu"):
         chips.use_compiler()

@@ -3,6 +3,7 @@
 import math
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,20 @@ def test_gke_tpu():
     assert config.data.batch_size % chips == 0
     assert exit_codes(spec) == {errors.INPUT: "FailJob"}
     assert jobset["spec"]["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert all("name" in rule for rule in jobset["spec"]["failurePolicy"]["rules"])  # asked for by JobSet's schema
     assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("name", ["gke_tpu.yaml", "kubernetes_gpu.yaml"])
+def test_the_image_has_its_dockerfile(name):
+    """The manifest names what a command in the Dockerfile tags, which installs an extra that exists."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    images = re.findall(r"^ +image: (\S+)", (DEPLOY / name).read_text(), re.MULTILINE)
+    builds = dict(reversed(found) for found in re.findall(r"--build-arg=EXTRA=(\w+) --tag=(\S+)", text))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {builds.get(image) for image in images} <= extras.keys()
+    for file in re.search(r"^COPY ((?:\S+\.\S+ )+)\./$", text, re.MULTILINE)[1].split():
+        assert (ROOT / file).is_file()
 
 
 def test_slurm():

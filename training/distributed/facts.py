@@ -9,6 +9,7 @@ import functools
 import hashlib
 import platform
 import subprocess
+import tomllib
 from collections.abc import Mapping
 from importlib import metadata as packages
 from pathlib import Path
@@ -31,14 +32,26 @@ LONGEST = 120
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a checkpoint depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("fovea", "jax", "flax", "optax", "orbax-checkpoint"):
+    """Versions of Python, of Fovea and of the packages that a checkpoint depends on."""
+    found = {"python": platform.python_version(), "fovea": release()}
+    for package in ("jax", "flax", "optax", "orbax-checkpoint"):
         try:
             found[package] = packages.version(package)
-        except packages.PackageNotFoundError:  # run from a source tree that was never installed
+        except packages.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+@functools.cache
+def release() -> str:
+    """The version of this checkout; `unknown` where its pyproject.toml was left behind.
+
+    No installed package says it: the one that is called `fovea` on PyPI is another project.
+    """
+    try:
+        return str(tomllib.loads((errors.ROOT / "pyproject.toml").read_text())["project"]["version"])
+    except (OSError, ValueError, KeyError):
+        return "unknown"
 
 
 @functools.cache

@@ -109,12 +109,8 @@ def finishing() -> Iterator[None]:
         signals._at_once = before
 
 
-def interruptible(function: Callable[[], Result], meanwhile: Callable[[], None] | None = None) -> Result:
-    """The result of `function()`, which runs in a thread of its own, so that a signal is served while it does.
-
-    Args:
-      meanwhile: called ten times a second.
-    """
+def interruptible(function: Callable[[], Result]) -> Result:
+    """The result of `function()`, which runs in a thread of its own, so that a signal is served while it does."""
     results: list[Result] = []
     failures: list[BaseException] = []
     done = threading.Event()
@@ -129,8 +125,7 @@ def interruptible(function: Callable[[], Result], meanwhile: Callable[[], None] 
 
     threading.Thread(target=work, name=_THREAD, daemon=True).start()
     while not done.wait(TICK_SECONDS):
-        if meanwhile is not None:
-            meanwhile()
+        pass
     if failures:
         raise failures[0]
     return results[0]

@@ -164,7 +164,7 @@ def use_compiler() -> None:
       ValueError: the TPU compiler is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("--plan needs the TPU compiler: pip install 'fovea[plan]'")
+        raise ValueError("--plan needs the TPU compiler: pip install libtpu")
     os.environ.update(
         JAX_PLATFORMS="cpu",
         TPU_SKIP_MDS_QUERY="1",  # else libtpu waits for a metadata server

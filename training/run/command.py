@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import errors
 import naming
 from training.distributed import launch, processes
+from training.run.log import Terminal
 
 GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
 THREADS = 8  # of XLA, for each device that a CPU stands for
@@ -73,7 +74,8 @@ def start_jax(
         # With libtpu installed, JAX would look for a TPU on every start, and complain.
         os.environ["JAX_PLATFORMS"] = "cpu"
     give_threads(os.environ)
-    import jax
+    with terminal().busy("importing JAX"):
+        import jax
 
     for name in ("absl", "orbax", "jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -92,6 +94,11 @@ def start_jax(
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return started
+
+
+def terminal() -> Terminal:
+    """Where a command shows what it does; only the first process of a run does."""
+    return Terminal(quiet=not processes.is_first())
 
 
 def began() -> float:

@@ -25,9 +25,9 @@ def ahead(jitted: Any, *arguments: Any, what: str, terminal: Terminal | None = N
     global spent
     begin = time.perf_counter()
     terminal = terminal or Terminal(quiet=True)
-    with terminal.busy(f"compiling {what}") as tick:
+    with terminal.busy(f"compiling {what}"):
         traced = jitted.trace(*arguments)
-        preemption.interruptible(traced.lower().compile, tick)
+        preemption.interruptible(traced.lower().compile)
     spent += time.perf_counter() - begin
     return traced
 

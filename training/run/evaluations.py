@@ -94,7 +94,8 @@ class Evaluations:
     def evaluate(self, label: str, params: Flat, model_state: Flat, *, most_batches: int | None = None) -> Results:
         """The results on one set (`Evaluator.__call__`)."""
         one = self._sets[label]
-        results = one.evaluator(params, model_state, one.source, fit=one.fit, most_batches=most_batches)
+        with one.evaluator.terminal.busy(f"evaluating {label}"):
+            results = one.evaluator(params, model_state, one.source, fit=one.fit, most_batches=most_batches)
         self.samples[label] = one.evaluator.samples
         return results
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +18,9 @@ from training.run.tensorboard import TensorBoard, scalars
 __all__ = ["Jsonl", "Terminal", "Writers", "format_time"]
 
 
-LONG_SECONDS = 5.0
+QUIET_SECONDS = 2.5
+"""So long may nothing be written before a line says what is being done."""
+RENEWED_SECONDS = 0.5
 
 
 def format_time(seconds: float) -> str:
@@ -27,22 +31,39 @@ def format_time(seconds: float) -> str:
     return f"{seconds // 60}m{seconds % 60:02d}s" if seconds < 3600 else f"{seconds // 3600}h{seconds // 60 % 60:02d}m"
 
 
+@dataclasses.dataclass(eq=False)
+class _Doing:
+    """Something that takes time: how far it is where that is known, else since when it lasts."""
+
+    what: str
+    begin: float = dataclasses.field(default_factory=time.perf_counter)
+    part: str = ""
+    said: bool = False
+
+    def __str__(self) -> str:
+        return self.part or f"{self.what} ... {format_time(time.perf_counter() - self.begin)}"
+
+
 class Terminal:
     """Progress for a person: one line that renews itself on a terminal, one plain line per report elsewhere."""
+
+    wrote = time.perf_counter()  # when anything was last written, by whichever of them
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False):
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
         self.quiet = quiet
         self._open = False
+        self._doing: list[_Doing] = []
+        self._lock = threading.RLock()
 
     def say(self, text: str) -> None:
         """Writes a line that stays."""
         if self.quiet:
             return
-        self.stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
-        self.stream.flush()
-        self._open = False
+        with self._lock:
+            self._write(("\r\x1b[K" if self._open else "") + text + "\n")
+            self._open = False
 
     def progress(
         self,
@@ -83,40 +104,59 @@ class Terminal:
     def part(self, what: str, done: int, total: int) -> None:
         """Shows how far something is that ends soon, such as an evaluation; on a terminal only."""
         if self.live and not self.quiet:
-            self._renew(f"{_bar(done, total)}{what} {done}/{total}")
+            text = f"{_bar(done, total)}{what} {done}/{total}"
+            if self._doing:
+                self._doing[-1].part = text
+            self._renew(text)
 
     @contextlib.contextmanager
-    def busy(self, what: str) -> Iterator[Callable[[], None]]:
-        """Shows `what` with the seconds it takes, renewed by the function that is given; elsewhere than on a terminal
-        it is one line, if it takes long.
+    def busy(self, what: str) -> Iterator[None]:
+        """Shows `what` with the seconds it takes while the block runs, though that may hold this thread, and in its
+        place what begins inside of it; elsewhere than on a terminal it is one line, if nothing was written for long.
         """
-        begin, said = time.perf_counter(), False
-
-        def tick() -> None:
-            nonlocal said
-            seconds = time.perf_counter() - begin
-            if self.live and not self.quiet:
-                self._renew(f"{what} ... {format_time(seconds)}")
-            elif seconds > LONG_SECONDS and not said:
-                said = True
-                self.say(f"{what} ...")
-
-        tick()
+        if self.quiet:
+            yield
+            return
+        doing, ended = _Doing(what), threading.Event()
+        self._doing.append(doing)
+        if self.live:
+            self._renew(str(doing))
+        watcher = threading.Thread(target=self._watch, args=(doing, ended), name="terminal", daemon=True)
+        watcher.start()
         try:
-            yield tick
+            yield
         finally:
+            ended.set()
+            watcher.join()
+            self._doing.remove(doing)
             self.clear()
+
+    def _watch(self, doing: _Doing, ended: threading.Event) -> None:
+        while not ended.wait(RENEWED_SECONDS):
+            if self._doing[-1] is not doing:
+                continue
+            if self.live:
+                self._renew(str(doing))
+            elif not doing.said and time.perf_counter() - Terminal.wrote > QUIET_SECONDS:
+                doing.said = True
+                self.say(f"{doing.what} ...")
 
     def clear(self) -> None:
         """Takes away the line that renews itself."""
-        if self._open:
-            self._renew("")
-            self._open = False
+        with self._lock:
+            if self._open:
+                self._renew("")
+                self._open = False
 
     def _renew(self, line: str) -> None:
-        self.stream.write("\r\x1b[K" + line)
+        with self._lock:
+            self._write("\r\x1b[K" + line + "\r")  # back at its begin: a note on stderr is written over it
+            self._open = True
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
         self.stream.flush()
-        self._open = True
+        Terminal.wrote = time.perf_counter()
 
 
 def _bar(done: int, total: int) -> str:

@@ -108,18 +108,20 @@ def train(
         with signals.at_once(NOTHING_TO_SAVE):
             first = began.read(workdir)
             source = (sources or {}).get("train")
-            run = prepare(
-                config,
-                task=task,
-                source=source,
-                examples=first.examples if first else None,
-                begins=not (own or continuation.source),
-            )
+            with terminal.busy("opening the data and tracing the model"):
+                run = prepare(
+                    config,
+                    task=task,
+                    source=source,
+                    examples=first.examples if first else None,
+                    begins=not (own or continuation.source),
+                )
             for note in began.changes(first, run, f"--workdir={workdir}") if first else ():
                 terminal.say(note)
-            session = Session(
-                run, workdir, sources, terminal, overrides or {}, most_eval_batches, signals, continuation, started
-            )
+            with terminal.busy("reading the newest checkpoint" if own else "making the initial parameters"):
+                session = Session(
+                    run, workdir, sources, terminal, overrides or {}, most_eval_batches, signals, continuation, started
+                )
         with session:
             return session.run_steps(profile, peak)
 
@@ -223,7 +225,9 @@ class Session:
         """Takes the remaining steps and writes the summary."""
         run, total = self.run, self.run.total_steps
         if self.primary and self.first_step == 0 and not self.terminal.quiet:
-            self.terminal.say(provenance.headline(run))
+            with self.terminal.busy("counting parameters and multiply-adds"):
+                headline = provenance.headline(run)
+            self.terminal.say(headline)
             for note in (*run.source.info.notes, *self.evaluations.notes):
                 self.terminal.say(note)
         window = Window()
@@ -239,7 +243,8 @@ class Session:
             batches, self.stats = self._on_device(stream, window, under_way), stream.stats
             if self.step < total:
                 with self.signals.at_once(NOTHING_TO_SAVE):
-                    first = next(batches)
+                    with self.terminal.busy("reading the first batch"):
+                        first = next(batches)
                     arguments = (self.state, first[0], run.partner_arrays)
                     with self.ledger.spending("compilation"):
                         traced = compiling.ahead(run.step, *arguments, what="the step", terminal=self.terminal)
@@ -294,7 +299,8 @@ class Session:
             yield current
 
     def _report_first_step(self) -> None:
-        jax.block_until_ready(self.state.step)
+        with self.terminal.busy("taking the first step"):
+            jax.block_until_ready(self.state.step)
         self.terminal.say(f"first step after {time.perf_counter() - self.started:.1f} s (compilation included)")
 
     def _between_steps(self, window: Window, signal_number: int | None, stats: Mapping[str, Any]) -> None:
@@ -383,7 +389,8 @@ class Session:
         self.checkpoints.save(self.step, self.state.as_dict(), metadata)
 
     def _finish(self, window: Window) -> dict[str, Any]:
-        self.checkpoints.wait()
+        with self.terminal.busy("saving the last checkpoint"):
+            self.checkpoints.wait()
         held = self.evaluation
         if not held.results and not held.failures:  # a run that was stopped between its last save and here
             self._evaluate(held.due(self.step))
