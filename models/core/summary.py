@@ -21,6 +21,7 @@ from flax import nnx
 from jax.extend import core
 
 from attn.core.lowering import STEP, expanded
+from models.core import times as products
 from models.core.state import merge, split, unrolled_names
 
 _LAYER = re.compile(r"^((?:[^.]+\.(?:\d+|\[\d+::\d+\])\.)*[^.]+\.(?:\d+|\[\d+::\d+\]))(?:\.|$)")
@@ -164,7 +165,9 @@ def multiply_adds(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> int:
     return sum(count for _, count in _multiply_adds(opened, again=False))
 
 
-OF_PRIMITIVE: dict[core.Primitive, Callable[[core.JaxprEqn], int]] = {}
+OF_PRIMITIVE: dict[core.Primitive, Callable[[core.JaxprEqn], int]] = dict.fromkeys(
+    products.EQUATIONS, products.multiply_adds
+)
 """Primitive that a layer made for itself -> multiply-adds of an equation of it."""
 
 

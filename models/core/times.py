@@ -9,6 +9,7 @@ lowered by platform.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -109,3 +110,14 @@ def _of_factor(cotangent: Any, x: Any, other: Any, **_: Any) -> Any:
 
 ad.defbilinear(_times_p, _of_x, lambda cotangent, x, kernel, **_: _bind(_gradient_p, x, cotangent))
 ad.defbilinear(_gradient_p, _of_factor, lambda cotangent, x, other, **_: _times(x, cotangent))
+
+
+def multiply_adds(eqn: core.JaxprEqn) -> int:
+    """Of an equation of this module."""
+    x, _, out = (variable.aval.shape for variable in (*eqn.invars, *eqn.outvars))  # type: ignore[attr-defined]
+    contracted = x[-1:] if eqn.primitive is _times_p else x[:-1]
+    return math.prod(contracted) * math.prod(out)
+
+
+EQUATIONS = (_times_p, _gradient_p)
+"""The primitives."""
