@@ -1,6 +1,7 @@
 """A model as one function in a file that JAX alone can load: no class, no configuration and no weights beside it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +27,8 @@ def export_inference(
     """`logits = model(images)` as StableHLO, for any number of images, or `answers = call(model, inputs)` for any
     number of examples.
 
-    The weights are constants of the function, so its serialized form is complete: it is as large as they are.
+    The weights are constants of the function, so its serialized form is complete: it is as large as they are. It does
+    not say where the code lay that it was made from.
 
         function = jax.export.deserialize(export_inference(model, (224, 224, 3)).serialize())
         logits = function.call(images)  # float32 [B, 224, 224, 3], normalized as in training
@@ -76,7 +78,20 @@ def export_inference(
         return made(given) if call is None else call(made, given)
 
     try:
-        return export.export(jax.jit(answers), platforms=tuple(platforms))(given)
+        with _without_places():
+            return export.export(jax.jit(answers), platforms=tuple(platforms))(given)
     except (jax.errors.InconclusiveDimensionOperation, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the model cannot be exported for {', '.join(platforms)} and any batch: {reason}") from error
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """Programs lowered inside do not name the files of their source, which are paths of the disk that has them."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

@@ -25,6 +25,7 @@ from models.core.export import export_inference
 from models.weights.files import read_weights
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint_layout import params_sha256
+from training.distributed import facts
 from training.evaluation import export
 from training.run import command, loop
 from training.run.run import prepare
@@ -183,6 +184,7 @@ def test_the_command_writes_the_averaged_model(workdir, exported):
     assert about["input"]["transforms"] == "normalize"
     assert about["input"]["mean"] == run_of["config"]["data"]["mean"]
     assert about["num_classes"] == 4
+    assert (about["commit"], about["versions"]) == (facts.commit(), facts.versions())
     function = jax.export.deserialize((exported / "inference.stablehlo").read_bytes())
     for count in (1, 5):
         expected = logits_of(run_of["ema"]["params"], {}, run_of["config"], count)
@@ -192,6 +194,17 @@ def test_the_command_writes_the_averaged_model(workdir, exported):
     weights = read_weights(exported / "weights.safetensors")
     assert "blocks.1.attn.qkv.weight" in weights
     np.testing.assert_array_equal(weights["head.weight"].T, run_of["ema"]["params"]["head.kernel"])
+
+
+def test_no_file_names_a_place_on_this_disk(workdir, exported):
+    places = [ROOT, Path(sys.prefix), Path(np.__file__).parents[1], Path.home(), workdir.parent, Path.cwd()]
+    for file in exported.iterdir():
+        content = file.read_bytes()
+        found = [place for place in places if len(place.parts) > 1 and str(place).encode() in content]
+        assert not found, (file.name, found)
+        assert not re.search(rb"\w\.py\b", content), file.name
+    # What is lowered elsewhere keeps its places: they are in tracebacks and profiles.
+    assert __file__.encode() in jax.export.export(jax.jit(lambda x: jnp.sin(x)))(1.0).serialize()
 
 
 def test_raw_weights_on_request(workdir, tmp_path):

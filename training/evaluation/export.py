@@ -91,6 +91,7 @@ def _about(trained: Trained, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict
         "step": trained.step,
         "weights": trained.weights,
         "params_sha256": params_sha256(trained.params),
+        "commit": facts.commit(),
         "versions": facts.versions(),
         **({"input": next(iter(described.values()))} if len(described) == 1 else {"inputs": described}),
         **task.described_answer(),
