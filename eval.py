@@ -5,6 +5,7 @@
     python eval.py --checkpoint=PATH --config=configs/quickstart.py --output=results
     python eval.py --workdir=runs/a --predict=FOLDER     # writes runs/a/eval/predictions.csv
     python eval.py --workdir=runs/a --export=FOLDER      # writes weights and the model as one function (docs/export.md)
+    python eval.py --workdir=runs/a --export=FOLDER --export_format=onnx
     python eval.py --checkpoint=FILE.safetensors --config=configs/vit_s16_imagenet.py       # official weights
     python eval.py --checkpoint=FILE.pth --ema --config=configs/vit_s16_imagenet.py         # of several the averaged
     python eval.py --sweep=runs/lr                       # the table and picture of a sweep (docs/sweeps.md)
@@ -47,6 +48,8 @@ def main(arguments: list[str]) -> int:
             if getattr(options, name) is not None:
                 raise ValueError(f"--export and --{name}: give one of them")
         output = Path(options.export)
+    elif options.export_format is not None:
+        raise ValueError("--export_format: needs --export=FOLDER")
     for name in ("predict", "generate"):
         if getattr(options, name) is not None and output is None:
             raise ValueError(f"--{name}: what a --checkpoint makes needs --output=FOLDER")
@@ -58,6 +61,10 @@ def main(arguments: list[str]) -> int:
     launch = command.start_jax("", options, given)
     if options.export and launch.processes > 1:
         raise ValueError("--export: is for one process")
+    if options.export_format is not None:
+        from training.evaluation import export
+
+        export.check_format(options.export_format)
     from models.weights import files  # after start_jax, which sets what JAX reads once
     from training.checkpoints import checkpoint
 
@@ -77,7 +84,7 @@ def main(arguments: list[str]) -> int:
         saved = _official(config, place, options.weights)
         use_ema = saved["ema"] is not None
     if options.export:
-        return _export(config, saved, use_ema, output)
+        return _export(config, saved, use_ema, output, options.export_format)
     if options.generate is not None:
         return _generate(config, saved, use_ema, options.generate, output)
     if options.predict:
@@ -113,6 +120,9 @@ def _parser() -> command.Parser:
     )
     parser.add_argument("--generate", type=int, metavar="N", help="write what a generative task makes from N examples")
     parser.add_argument("--export", metavar="FOLDER", help="write weights and model for use elsewhere, and stop")
+    parser.add_argument(
+        "--export_format", metavar="NAME", help="what the function is written as: stablehlo (default) or onnx"
+    )
     parser.add_argument("--sweep", metavar="FOLDER", help="compare the runs of train.py --sweep in FOLDER, and stop")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -142,13 +152,13 @@ def _official(config: Config, file: str, which: str | None) -> dict[str, Any]:
     return initial.read_official(file, config, sets.first(config).info, which)
 
 
-def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None) -> int:
+def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None, form: str | None) -> int:
     from training.evaluation import export, trained
     from training.run import sets
 
     assert folder is not None
     info = None if saved else sets.first(config).info
-    for file in export.export(trained.load(saved, config, use_ema=use_ema, info=info), folder):
+    for file in export.export(trained.load(saved, config, use_ema=use_ema, info=info), folder, form or "stablehlo"):
         print(file)
     return 0
 
