@@ -17,7 +17,9 @@ the like change its keys.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,7 @@ def main(arguments: list[str]) -> int:
         return _generate(config, saved, use_ema, options.generate, output)
     if options.predict:
         return _predict(config, saved, use_ema, options.predict, output)
-    return _evaluate(config, saved, use_ema, options.workdir, output)
+    return _evaluate(config, saved, use_ema, options.workdir, output, shlex.join(["python", "eval.py", *arguments]))
 
 
 def _sweep(folder: Path) -> int:
@@ -183,7 +185,9 @@ def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, outp
     return 0
 
 
-def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None) -> int:
+def _evaluate(
+    config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None, typed: str
+) -> int:
     from training.evaluation import results, trained
     from training.run import evaluate, sets
 
@@ -192,6 +196,7 @@ def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None,
     if processes.is_first():
         for note in evaluations.notes:
             print(note, file=sys.stderr)
+    began = time.perf_counter()
     with contextlib.closing(evaluations):
         found = {label: evaluations.evaluate(label, model.params, model.model_state) for label in evaluations.sources}
     print(results.table(found, model.task.columns))
@@ -201,7 +206,8 @@ def _evaluate(config: Config, saved: Any, use_ema: bool | None, run: str | None,
             print(f"{label}: {note}")
     if output is not None:
         with preemption.finishing():  # a result is all of its files
-            for file in results.write(output, model, sources, found, folder, evaluations.samples):
+            samples, seconds = evaluations.samples, time.perf_counter() - began
+            for file in results.write(output, model, sources, found, folder, samples, command=typed, seconds=seconds):
                 print(file)
     return 0
 

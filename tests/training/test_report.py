@@ -82,10 +82,10 @@ HISTORY = [
 def test_the_report_is_self_contained(classes, pictures):
     found = evaluated(classes)
     drawn = charts.classification_charts(found, Images(1 if classes == 3 else 3), info(classes, names=classes == 3))
-    curves = report.training_curves(HISTORY, "top1")
+    curves = report.training_curves(HISTORY, "top1", "images")
     text = report.render(
         "a <model>",
-        {"step": "20"},
+        {"step": "20", "command": "python eval.py --workdir='a <b>'"},
         {"test": {"top1": found["top1"], "ece": None}},
         {"test": drawn},
         curves,
@@ -103,12 +103,13 @@ def test_the_report_is_self_contained(classes, pictures):
         assert all(link.startswith(("#", "data:")) for link in links)
     words = " ".join(page.words)
     assert "a <model>" in words  # escaped in the source, so that it reads as it was written
+    assert "python eval.py --workdir='a <b>'" in words
     assert f"{found['top1']:.4f}" in words
     assert text.count('class="changed"') == 1
 
 
 def test_curves_show_what_was_logged():
-    loss, top1, rate, speed = report.training_curves(HISTORY, "top1")
+    loss, top1, rate, speed = report.training_curves(HISTORY, "top1", "images")
     axes = loss.figure.axes[0]
     assert [line.get_label() for line in axes.lines] == ["train", "test"]
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[10, 2.0], [20, 0.05]])
@@ -117,7 +118,7 @@ def test_curves_show_what_was_logged():
     assert top1.figure.axes[0].yaxis.get_major_formatter()(0.25) == "25%"
     assert speed.figure.axes[0].get_ylabel() == "images / s"
     assert len(rate.figure.axes[0].lines) == 1
-    assert report.training_curves([], "top1") == []
+    assert report.training_curves([], "top1", "images") == []
 
 
 def test_a_history_that_was_cut_off_is_read_to_its_last_whole_line(tmp_path):
@@ -147,6 +148,14 @@ def test_the_most_confused_pair_comes_first():
     assert [label.get_text() for label in pairs.get_yticklabels()] == ["dog → cat", "owl → dog", "cat → dog"]
     assert [bar.get_width() for bar in pairs.patches] == [7, 3, 1]
     assert len(charts.confusion_charts(np.diag([3, 4]), ["cat", "dog"])) == 1
+
+
+def test_what_an_older_file_lacks_is_not_said():
+    about = {"model": "vit_mu16", "step": 1200, "weights": "ema", "config_hash": "0"}
+    assert results.said(about) == {"model": "vit_mu16", "step": "1,200", "weights": "moving average"}
+    more = results.said({**about, "parameters": 5000, "seconds": 61.2, "versions": {"jax": "1"}, "command": ""})
+    assert (more["parameters"], more["in"], more["versions"]) == ("5,000", "1m01s", "jax 1")
+    assert "command" not in more
 
 
 def test_the_table_aligns_chosen_columns():

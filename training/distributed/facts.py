@@ -41,6 +41,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def devices() -> str:
+    """The devices that programs run on: how many, of what kind, of what platform."""
+    import jax  # here, as what JAX reads once is set after this module was read
+
+    device = jax.devices()[0]
+    return f"{len(jax.devices())} x {device.device_kind} ({device.platform})"
+
+
 @functools.cache
 def commit() -> str:
     """The commit of this checkout, with `+changes` where files differ from it; empty outside of git."""

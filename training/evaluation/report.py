@@ -43,6 +43,9 @@ td.number, th.number { text-align: right; padding: 5px 0 5px 22px; }
 th { font-weight: 600; }
 tr.changed td { background: #f2f6fb; }
 code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: 12px 0; font-size: 14px; }
+.facts dt { color: #56626e; }
+.facts dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; font-size: 20px; font-weight: 600; }
 """
 
@@ -73,7 +76,7 @@ def render(
       config, defaults: values by dotted key; those that differ from their default are marked.
       left_out: of each set with examples that could not be used, the first reasons.
     """
-    sections = [f"<h1>{_text(title)}</h1>", f"<p class=muted>{_facts(facts)}</p>", "<h2>Results</h2>", _table(results)]
+    sections = [f"<h1>{_text(title)}</h1>", _facts(facts), "<h2>Results</h2>", _table(results)]
     sections += [_left_out(label, reasons) for label, reasons in (left_out or {}).items()]
     if curves:
         sections += ["<h2>Training</h2>", _gallery(curves)]
@@ -213,7 +216,8 @@ def _config_table(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    return " &nbsp;·&nbsp; ".join(f"{_text(name)} <b>{_text(value)}</b>" for name, value in facts.items())
+    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
+    return f'<dl class="facts">{rows}</dl>'
 
 
 def _text(value: Any) -> str:
