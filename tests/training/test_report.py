@@ -3,6 +3,7 @@ say."""
 
 import base64
 import json
+import re
 import types
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ import pytest
 from scipy.stats import binomtest
 
 from tasks import calibration, charts, metrics
-from training.evaluation import report, results
+from training.evaluation import curves, report, results
 
 
 def evaluated(classes, examples=200, worst=8):
@@ -119,6 +120,38 @@ def test_curves_show_what_was_logged():
     assert speed.figure.axes[0].get_ylabel() == "images / s"
     assert len(rate.figure.axes[0].lines) == 1
     assert report.training_curves([], "top1", "images") == []
+
+
+def test_a_curve_has_its_numbers_for_whoever_points_at_it():
+    history = [*HISTORY, {"step": 30, "kind": "eval/</script>", "loss": float("nan")}]
+    loss, top1, rate, speed = report.training_curves(history, "top1", "images")
+    assert (loss.log, loss.zero, loss.percent) == (True, False, False)
+    assert (top1.percent, rate.zero, speed.zero) == (True, True, True)
+    text = curves.figure(loss, "<img>")
+    assert text.count("</script") == 1
+    values = json.loads(text.partition('json">')[2].partition("</script")[0])
+    assert values["series"] == [
+        {"name": "train", "points": [[10, 2.0], [20, 0.05]]},
+        {"name": "</script>", "points": [[30, None]]},
+        {"name": "test", "points": [[20, 0.3]]},
+    ]
+    assert text.endswith("<noscript><img></noscript></figure>")
+
+
+def test_pictures_follow_the_colours_that_a_reader_prefers():
+    with charts.style():
+        drawn = charts.confusion_charts(np.array([[5, 1], [7, 2]]), ["cat", "dog"])[1]
+    content = report._picture(drawn).partition("base64,")[2].partition('"')[0]
+    svg = base64.b64decode(content).decode()
+    ElementTree.fromstring(svg)
+    for colour in (charts.TEXT, charts.BLUE, charts.GRID):
+        place = list(charts.DARK).index(colour)
+        assert f"var(--c{place}, {colour})" in svg
+        assert f"--c{place}: {charts.DARK[colour]};" in svg.partition("prefers-color-scheme: dark")[2]
+    assert not re.search(r"(?<!, )#ffffff", svg)  # the page shows through
+    style = report.page("a", []).partition("</style>")[0]
+    assert "@media (prefers-color-scheme: dark)" in style
+    assert set(re.findall(r"var\(--(\w+)\)", style)) <= set(re.findall(r"--(\w+):", style))
 
 
 def test_a_history_that_was_cut_off_is_read_to_its_last_whole_line(tmp_path):
