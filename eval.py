@@ -8,6 +8,7 @@
     python eval.py --workdir=runs/a --export=FOLDER --export_format=onnx
     python eval.py --checkpoint=FILE.safetensors --config=configs/vit_s16_imagenet.py       # official weights
     python eval.py --checkpoint=FILE.pth --ema --config=configs/vit_s16_imagenet.py         # of several the averaged
+    python eval.py --compare=runs/a,runs/b               # their stored results side by side
     python eval.py --sweep=runs/lr                       # the table and picture of a sweep (docs/sweeps.md)
 
 The configuration is the one saved with the checkpoint, or that of --config; --config.eval.sets=train=@train[:500] and
@@ -20,7 +21,7 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,16 @@ def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
     path, overrides, rest = configs.split_arguments(arguments)
     options = _parser().parse_args(rest)
+    for flag, taken, why in (
+        ("sweep", ("debug",), "it shows the runs of a sweep as they are"),
+        ("compare", ("debug", "output"), "it shows stored results as they are"),
+    ):
+        if getattr(options, flag):
+            _alone(options, flag, taken, why, ["--config"] * bool(path) + [f"--config.{key}" for key in overrides])
     if options.sweep:
-        alone = _parser().parse_args([f"--sweep={options.sweep}", *(["--debug"] if options.debug else [])])
-        others = [f"--{name}" for name, value in vars(options).items() if value != getattr(alone, name)]
-        others += ["--config"] * bool(path) + [f"--config.{key}" for key in overrides]
-        if others:
-            raise ValueError(f"--sweep: not with {others[0]}; it shows the runs of a sweep as they are")
         return _sweep(Path(options.sweep))
+    if options.compare:
+        return _compare(options.compare.split(","), options.output)
     if options.workdir and options.checkpoint:
         raise ValueError("--workdir and --checkpoint: give one of them")
     output = Path(options.output or Path(options.workdir) / "eval") if options.output or options.workdir else None
@@ -94,6 +98,28 @@ def main(arguments: list[str]) -> int:
     return _evaluate(config, saved, use_ema, options.workdir, output, shlex.join(["python", "eval.py", *arguments]))
 
 
+def _alone(options: Any, flag: str, taken: Sequence[str], why: str, more: Sequence[str]) -> None:
+    """Refuses what goes with a flag that stands alone but for the flags that it takes."""
+    usual = vars(_parser().parse_args([]))
+    others = [
+        f"--{name}" for name, value in vars(options).items() if name not in (flag, *taken) and value != usual[name]
+    ]
+    if others := [*others, *more]:
+        raise ValueError(f"--{flag}: not with {others[0]}; {why}")
+
+
+def _compare(names: list[str], output: str | None) -> int:
+    command.start_jax("")
+    from training.evaluation import compare
+
+    runs = compare.read(names)
+    folder = Path(output) if output else runs[0].folder
+    workdir.check_writable(folder, f"--output={folder}")
+    print(compare.table(runs))
+    print(compare.write(runs, folder))
+    return 0
+
+
 def _sweep(folder: Path) -> int:
     command.start_jax("")
     from training.evaluation import sweep_table
@@ -124,6 +150,9 @@ def _parser() -> command.Parser:
     parser.add_argument("--export", metavar="FOLDER", help="write weights and model for use elsewhere, and stop")
     parser.add_argument(
         "--export_format", metavar="NAME", help="what the function is written as: stablehlo (default) or onnx"
+    )
+    parser.add_argument(
+        "--compare", metavar="FOLDER,FOLDER", help="stored results of runs side by side: a table and a page, and stop"
     )
     parser.add_argument("--sweep", metavar="FOLDER", help="compare the runs of train.py --sweep in FOLDER, and stop")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")

@@ -70,7 +70,7 @@ CSS = """
   background: var(--back); border: 1px solid var(--line); border-radius: 4px; cursor: pointer; }
 .curve .said { min-height: 42px; font-size: 13px; color: var(--muted); font-variant-numeric: tabular-nums; }
 .curve .said b { font-weight: 600; color: var(--text); }
-.curve .said span { margin-right: 14px; white-space: nowrap; }
+.curve .said span { display: inline-block; margin-right: 14px; overflow-wrap: anywhere; }
 .curve .mark { display: inline-block; width: 9px; height: 9px; border-radius: 5px; margin-right: 5px; }
 """
 

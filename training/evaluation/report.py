@@ -54,6 +54,7 @@ td.number, th.number { text-align: right; padding: 5px 0 5px 22px; }
 th { font-weight: 600; }
 tr.changed td { background: var(--shade); }
 code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+.beside td:not(.number) { overflow-wrap: anywhere; min-width: 9em; max-width: 30em; padding-right: 22px; }
 .facts { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: 12px 0; font-size: 14px; }
 @media (max-width: 600px) { .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: 6px; } }
 .facts dt { color: var(--muted); }
@@ -101,10 +102,10 @@ def render(
     sections = [f"<h1>{_text(title)}</h1>", _facts(facts), "<h2>Results</h2>", _table(results)]
     sections += [_left_out(label, reasons) for label, reasons in (left_out or {}).items()]
     if curves:
-        sections += ["<h2>Training</h2>", _gallery(curves)]
+        sections += ["<h2>Training</h2>", gallery(curves)]
     for label, pictures in charts.items():
         if pictures:
-            sections += [f"<h2>Set: {_text(label)}</h2>", _gallery(pictures)]
+            sections += [f"<h2>Set: {_text(label)}</h2>", gallery(pictures)]
     sections.append(_config_table(config, defaults))
     return page(title, sections)
 
@@ -132,14 +133,15 @@ def training_curves(history: Sequence[Mapping[str, Any]], best_metric: str, unit
     }
     charts = []
     for name, (label, wanted) in panels.items():
-        series = {kind.removeprefix("eval/"): _series(history, kind, name) for kind in wanted}
+        series = {kind.removeprefix("eval/"): points(history, kind, name) for kind in wanted}
         series = {kind: points for kind, points in series.items() if points}
         if series:
             charts.append(curve(name, label, series))
     return charts
 
 
-def _series(history: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
+def points(history: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
+    """Steps and values of a name in the rows of a kind."""
     return [(row["step"], row[name]) for row in history if row["kind"] == kind and row.get(name) is not None]
 
 
@@ -184,7 +186,8 @@ def _scale(axes: Axes, name: str, values: Sequence[float]) -> None:
         axes.yaxis.set_major_formatter(percent)
 
 
-def _gallery(charts: Sequence[Chart]) -> str:
+def gallery(charts: Sequence[Chart]) -> str:
+    """Charts beside and below each other, as HTML."""
     return '<div class="grid">' + "\n".join(map(_figure, charts)) + "</div>"
 
 
