@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import commands
 import pytest
 import tiny
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
+import configs
 from training.distributed.preemption import Signals
 from training.run import branch, lock, loop, rows, summary, workdir
 from training.run.log import Writers
@@ -129,17 +130,20 @@ def test_a_damaged_record_is_said_once_and_replaced(tmp_path, capfd, content):
     assert capfd.readouterr().err == f"{tmp_path / 'run.json'}: damaged; the run gets a new id\n"
 
 
-def events(folder):
-    """`(step, name, value)` of all event files, as a reader finds them that knows nothing of restarts."""
-    found = []
+def summaries(folder, with_step=False):
+    """All that event files hold, as a reader finds it that knows nothing of restarts."""
     for file in folder.glob("events.*"):
         content, place = file.read_bytes(), 0
         while place < len(content):
             length = struct.unpack_from("<Q", content, place)[0]
             event = event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            yield from ((event.step, value) if with_step else value for value in event.summary.value)
             place += length + 16
-    return sorted(found)
+
+
+def events(folder):
+    """`(step, name, value)` of all event files."""
+    return sorted((step, value.tag, value.simple_value) for step, value in summaries(folder, with_step=True))
 
 
 def scalars(path):
@@ -171,6 +175,26 @@ def test_tensorboard_has_what_the_rows_have(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     Writers(tmp_path, log(), {}, 2).close()
     assert events(tmp_path / "tensorboard") == []
+
+
+def test_tensorboard_compares_runs_by_their_configuration(tmp_path):
+    """What a run began with is there once, also when it was resumed, and no run is said to have ended."""
+    values = configs.flat_values(tiny.config(optim__learning_rate=0.25))
+    for step in (0, 1):
+        writers = Writers(tmp_path, log(), {}, step, values=values, metrics=["train/loss", "eval/test/top1"])
+        writers.write(step + 1, "train", {"loss": 0.5})
+        writers.close()
+    found = [event for event in summaries(tmp_path / "tensorboard") if event.tag.startswith("_hparams_")]
+    assert sorted(event.tag for event in found) == ["_hparams_/experiment", "_hparams_/session_start_info"]
+    about = {e.tag: plugin_hparams_pb2.HParamsPluginData.FromString(e.metadata.plugin_data.content) for e in found}
+    said = about["_hparams_/session_start_info"].session_start_info.hparams
+    assert set(said) == set(values)
+    assert said["optim.learning_rate"].number_value == 0.25
+    assert said["log.tensorboard"].bool_value is False
+    assert said["data.train_transforms"].string_value == "flip|normalize"
+    assert said["model.options"].string_value == json.dumps(values["model.options"])
+    metrics = about["_hparams_/experiment"].experiment.metric_infos
+    assert [metric.name.tag for metric in metrics] == ["train/loss", "eval/test/top1"]
 
 
 def test_ids_at_weights_and_biases_are_those_of_workdirs(tmp_path, monkeypatch):

@@ -128,7 +128,10 @@ class Writers:
     """Sends rows of scalars to every log that the configuration asks for; only the first process writes.
 
     Args:
+      config: the configuration, for Weights & Biases.
       run_id: names the run of this workdir and no other, for Weights & Biases.
+      values: the configuration by dotted key, for TensorBoard.
+      metrics: names of the scalars by which TensorBoard compares runs.
     """
 
     def __init__(
@@ -139,11 +142,14 @@ class Writers:
         resume_step: int,
         primary: bool = True,
         run_id: str | None = None,
+        *,
+        values: Mapping[str, Any] | None = None,
+        metrics: Sequence[str] = (),
     ):
         self._jsonl = Jsonl(folder / "metrics.jsonl", resume_step) if primary else None
         self._tensorboard = self._wandb = None
         if self._jsonl and log.tensorboard:
-            self._tensorboard = TensorBoard(folder / "tensorboard", self._jsonl.rows)
+            self._tensorboard = TensorBoard(folder / "tensorboard", self._jsonl.rows, values, metrics)
         if primary and log.wandb:
             try:
                 import wandb
