@@ -1,5 +1,6 @@
 """The folder of a run: held by one run at a time, continued whatever happened to its logs, which agree."""
 
+import io
 import json
 import os
 import signal
@@ -9,11 +10,14 @@ import time
 from types import SimpleNamespace
 
 import commands
+import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
 import configs
+from tasks.base import Picture
 from training.distributed.preemption import Signals
 from training.run import branch, lock, loop, rows, summary, workdir
 from training.run.log import Writers
@@ -195,6 +199,32 @@ def test_tensorboard_compares_runs_by_their_configuration(tmp_path):
     assert said["model.options"].string_value == json.dumps(values["model.options"])
     metrics = about["_hparams_/experiment"].experiment.metric_infos
     assert [metric.name.tag for metric in metrics] == ["train/loss", "eval/test/top1"]
+
+
+def test_tables_and_pictures_are_shown(tmp_path, monkeypatch):
+    logged = []
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+    stand_in = SimpleNamespace(init=lambda **given: run, Table=lambda **given: given, Image=lambda x, caption: caption)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    tables = {"per_class": (("class", "top1"), [("a|b", 0.5), ("c", None)])}
+    pictures = [("a → c", Picture(np.full((2, 3, 1), 200, np.uint8))), ("large", Picture(np.zeros((600, 30, 3))))]
+    writers = Writers(tmp_path, log(wandb="project"), {}, 0)
+    assert writers.shows
+    writers.show(7, "eval/test", tables, pictures)
+    writers.close()
+    found = {value.tag: (step, value) for step, value in summaries(tmp_path / "tensorboard", with_step=True)}
+    table = found["eval/test/per_class/text_summary"]
+    assert table[0] == 7
+    assert table[1].tensor.string_val == [b"| class | top1 |\n| --- | --- |\n| a\\|b | 0.5000 |\n| c |  |"]
+    picture = found["eval/test/pictures/1"][1].image
+    pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    assert (pixels.shape, picture.width, picture.colorspace) == ((2, 3, 3), 3, 3)
+    assert (pixels == 200).all()
+    assert found["eval/test/pictures/2"][1].image.height == 300
+    ((step, values),) = logged
+    assert step == 7
+    assert values["eval/test/per_class"] == {"columns": ["class", "top1"], "data": [["a|b", 0.5], ["c", None]]}
+    assert values["eval/test/pictures"] == ["a → c", "large"]
 
 
 def test_ids_at_weights_and_biases_are_those_of_workdirs(tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from tasks import logged
 from training.run import rows
 from training.run.rows import Jsonl
-from training.run.tensorboard import TensorBoard, scalars
+from training.run.tensorboard import Pictures, Tables, TensorBoard, scalars
 
 __all__ = ["Jsonl", "Terminal", "Writers", "format_time"]
 
@@ -172,6 +173,26 @@ class Writers:
             self._tensorboard.write(step, numbers)
         if self._wandb:
             self._wandb.log(numbers, step=step)
+
+    def show(self, step: int, kind: str, tables: Tables, pictures: Pictures) -> None:
+        """Logs what a task has to show of an evaluated set, where there is a log that shows it."""
+        if self._tensorboard:
+            self._tensorboard.show(step, kind, tables, pictures)
+        if self._wandb:
+            import wandb
+
+            made: dict[str, Any] = {}
+            for name, (columns, lines) in tables.items():
+                made[f"{kind}/{name}"] = wandb.Table(columns=list(columns), data=[list(line) for line in lines])
+            if pictures:
+                made[f"{kind}/pictures"] = [logged.on_wandb(wandb, picture, caption) for caption, picture in pictures]
+            if made:
+                self._wandb.log(made, step=step)
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is a log that shows tables and pictures."""
+        return bool(self._tensorboard or self._wandb)
 
     def had(self, step: int, kind: str) -> bool:
         """Whether metrics.jsonl had such a row when the run went on."""

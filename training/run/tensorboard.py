@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks import logged
+from tasks.base import Picture
 from training.checkpoints import json_text
 from training.checkpoints.whole import set_aside
 
 FLUSH_SECONDS = 5
+
+
+Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]
+Pictures = Sequence[tuple[str, Picture]]
+"""What `Task.tables` and `Task.pictures` give."""
 
 
 def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, int | float]:
@@ -66,9 +73,27 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def show(self, step: int, kind: str, tables: Tables, pictures: Pictures) -> None:
+        """Adds tables as text, and pictures in their order with a list of their captions."""
+        for name, (columns, rows) in tables.items():
+            lines = [columns, ["---"] * len(columns), *rows]
+            text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+            self._writer.add_text(f"{kind}/{name}", text, step)
+        for number, (_, picture) in enumerate(pictures, 1):
+            logged.on_tensorboard(self._writer, f"{kind}/pictures/{number}", picture, step)
+        if pictures:
+            captions = "\n".join(f"{number}. {caption}" for number, (caption, _) in enumerate(pictures, 1))
+            self._writer.add_text(f"{kind}/pictures", captions, step)
+
     def close(self) -> None:
         """Writes the rest and closes the file."""
         self._writer.close()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else str(value).replace("|", "\\|")
 
 
 def _writer(folder: Path, **options: Any) -> Any:
