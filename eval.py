@@ -5,8 +5,10 @@
     python eval.py --checkpoint=PATH --config=configs/quickstart.py --output=results
     python eval.py --workdir=runs/a --predict=FOLDER     # writes runs/a/eval/predictions.csv
     python eval.py --workdir=runs/a --export=FOLDER      # writes weights and the model as one function (docs/export.md)
+    python eval.py --workdir=runs/a --export=FOLDER --export_format=onnx
     python eval.py --checkpoint=FILE.safetensors --config=configs/vit_s16_imagenet.py       # official weights
     python eval.py --checkpoint=FILE.pth --ema --config=configs/vit_s16_imagenet.py         # of several the averaged
+    python eval.py --compare=runs/a,runs/b               # their stored results side by side
     python eval.py --sweep=runs/lr                       # the table and picture of a sweep (docs/sweeps.md)
 
 The configuration is the one saved with the checkpoint, or that of --config; --config.eval.sets=train=@train[:500] and
@@ -16,7 +18,9 @@ the like change its keys. Images of a file of weights go through what it says of
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,13 +36,16 @@ def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
     path, overrides, rest = configs.split_arguments(arguments)
     options = _parser().parse_args(rest)
+    for flag, taken, why in (
+        ("sweep", ("debug",), "it shows the runs of a sweep as they are"),
+        ("compare", ("debug", "output"), "it shows stored results as they are"),
+    ):
+        if getattr(options, flag):
+            _alone(options, flag, taken, why, ["--config"] * bool(path) + [f"--config.{key}" for key in overrides])
     if options.sweep:
-        alone = _parser().parse_args([f"--sweep={options.sweep}", *(["--debug"] if options.debug else [])])
-        others = [f"--{name}" for name, value in vars(options).items() if value != getattr(alone, name)]
-        others += ["--config"] * bool(path) + [f"--config.{key}" for key in overrides]
-        if others:
-            raise ValueError(f"--sweep: not with {others[0]}; it shows the runs of a sweep as they are")
         return _sweep(Path(options.sweep))
+    if options.compare:
+        return _compare(options.compare.split(","), options.output)
     if options.workdir and options.checkpoint:
         raise ValueError("--workdir and --checkpoint: give one of them")
     output = Path(options.output or Path(options.workdir) / "eval") if options.output or options.workdir else None
@@ -47,6 +54,8 @@ def main(arguments: list[str]) -> int:
             if getattr(options, name) is not None:
                 raise ValueError(f"--export and --{name}: give one of them")
         output = Path(options.export)
+    elif options.export_format is not None:
+        raise ValueError("--export_format: needs --export=FOLDER")
     for name in ("predict", "generate"):
         if getattr(options, name) is not None and output is None:
             raise ValueError(f"--{name}: what a --checkpoint makes needs --output=FOLDER")
@@ -58,6 +67,10 @@ def main(arguments: list[str]) -> int:
     launch = command.start_jax("", options, given)
     if options.export and launch.processes > 1:
         raise ValueError("--export: is for one process")
+    if options.export_format is not None:
+        from training.evaluation import export
+
+        export.check_format(options.export_format)
     with command.terminal().busy("importing models and data"):
         from models.weights import files  # after start_jax, which sets what JAX reads once
         from training.checkpoints import checkpoint
@@ -79,10 +92,11 @@ def main(arguments: list[str]) -> int:
         config, saved, notes = _official(config, place, options.weights, overrides)
         use_ema = saved["ema"] is not None
     if not (options.export or options.predict or options.generate is not None):
-        return _evaluate(config, saved, use_ema, options.workdir, output, notes)
+        typed = shlex.join(["python", "eval.py", *arguments])
+        return _evaluate(config, saved, use_ema, options.workdir, output, notes, typed)
     _say(notes)
     if options.export:
-        return _export(config, saved, use_ema, output)
+        return _export(config, saved, use_ema, output, options.export_format)
     if options.generate is not None:
         return _generate(config, saved, use_ema, options.generate, output)
     return _predict(config, saved, use_ema, options.predict, output)
@@ -92,6 +106,28 @@ def _say(notes: Iterable[str]) -> None:
     if processes.is_first():
         for note in notes:
             print(note, file=sys.stderr)
+
+
+def _alone(options: Any, flag: str, taken: Sequence[str], why: str, more: Sequence[str]) -> None:
+    """Refuses what goes with a flag that stands alone but for the flags that it takes."""
+    usual = vars(_parser().parse_args([]))
+    others = [
+        f"--{name}" for name, value in vars(options).items() if name not in (flag, *taken) and value != usual[name]
+    ]
+    if others := [*others, *more]:
+        raise ValueError(f"--{flag}: not with {others[0]}; {why}")
+
+
+def _compare(names: list[str], output: str | None) -> int:
+    command.start_jax("")
+    from training.evaluation import compare
+
+    runs = compare.read(names)
+    folder = Path(output) if output else runs[0].folder
+    workdir.check_writable(folder, f"--output={folder}")
+    print(compare.table(runs))
+    print(compare.write(runs, folder))
+    return 0
 
 
 def _sweep(folder: Path) -> int:
@@ -122,6 +158,12 @@ def _parser() -> command.Parser:
     )
     parser.add_argument("--generate", type=int, metavar="N", help="write what a generative task makes from N examples")
     parser.add_argument("--export", metavar="FOLDER", help="write weights and model for use elsewhere, and stop")
+    parser.add_argument(
+        "--export_format", metavar="NAME", help="what the function is written as: stablehlo (default) or onnx"
+    )
+    parser.add_argument(
+        "--compare", metavar="FOLDER,FOLDER", help="stored results of runs side by side: a table and a page, and stop"
+    )
     parser.add_argument("--sweep", metavar="FOLDER", help="compare the runs of train.py --sweep in FOLDER, and stop")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -159,13 +201,13 @@ def _official(
     return config, saved, [f"{file}: {note}"]
 
 
-def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None) -> int:
+def _export(config: Config, saved: Any, use_ema: bool | None, folder: Path | None, form: str | None) -> int:
     from training.evaluation import export, trained
     from training.run import sets
 
     assert folder is not None
     info = None if saved else sets.first(config).info
-    for file in export.export(trained.load(saved, config, use_ema=use_ema, info=info), folder):
+    for file in export.export(trained.load(saved, config, use_ema=use_ema, info=info), folder, form or "stablehlo"):
         print(file)
     return 0
 
@@ -191,7 +233,13 @@ def _generate(config: Config, saved: Any, use_ema: bool | None, count: int, outp
 
 
 def _evaluate(
-    config: Config, saved: Any, use_ema: bool | None, run: str | None, output: Path | None, notes: Sequence[str]
+    config: Config,
+    saved: Any,
+    use_ema: bool | None,
+    run: str | None,
+    output: Path | None,
+    notes: Sequence[str],
+    typed: str,
 ) -> int:
     terminal = command.terminal()
     with terminal.busy("opening the data and tracing the model"):
@@ -201,6 +249,7 @@ def _evaluate(
         model = trained.load(saved, config, use_ema=use_ema, info=None if saved else sets.first(config).info)
         evaluations = model.evaluations()
     _say([*notes, *evaluations.notes])
+    began = time.perf_counter()
     with contextlib.closing(evaluations):
         found = {label: evaluations.evaluate(label, model.params, model.model_state) for label in evaluations.sources}
     print(results.table(found, model.task.columns))
@@ -210,8 +259,9 @@ def _evaluate(
             print(f"{label}: {note}")
     if output is not None:
         with preemption.finishing():  # a result is all of its files
+            samples, seconds = evaluations.samples, time.perf_counter() - began
             with terminal.busy("writing the report"):
-                files = results.write(output, model, sources, found, folder, evaluations.samples)
+                files = results.write(output, model, sources, found, folder, samples, command=typed, seconds=seconds)
             for file in files:
                 print(file)
     return 0

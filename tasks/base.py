@@ -43,12 +43,16 @@ class Picture:
 
     pixels: np.ndarray
 
-    def save(self, path: Path) -> None:
-        """Writes a file of the format that the name says; values outside 0 to 1 are clipped."""
+    def rounded(self) -> np.ndarray:
+        """The pixels as uint8, [Y, X] or [Y, X, 3]; values outside 0 to 1 are clipped."""
         pixels = np.asarray(self.pixels)
         if pixels.dtype != np.uint8:
             pixels = np.round(255 * np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1)).astype(np.uint8)
-        Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(path)
+        return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+
+    def save(self, path: Path) -> None:
+        """Writes a file of the format that the name says."""
+        Image.fromarray(self.rounded()).save(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,6 +315,18 @@ class Task(Terms):
           samples: arrays of the first `samples` examples by name, each `[n, ...]`, with their `index`.
         """
         del results, source, samples
+        return []
+
+    def tables(self, results: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]]:
+        """`(columns, rows)` by name, of what was measured on a set, for TensorBoard and Weights & Biases; cells are
+        text, numbers or None.
+        """
+        del results
+        return {}
+
+    def pictures(self, results: Mapping[str, Any], source: Any) -> list[tuple[str, Picture]]:
+        """Pictures of single examples of an evaluated set with their captions, for the same."""
+        del results, source
         return []
 
     def written(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:

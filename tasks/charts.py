@@ -22,7 +22,22 @@ from tasks.base import Chart
 TEXT, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
 BLUE, ORANGE, GREEN, PURPLE = "#2563a8", "#c8541c", "#2a7f4f", "#7a4ea3"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
-COUNTS = LinearSegmentedColormap.from_list("counts", ["#ffffff", "#cfe0f1", "#7fb0dc", BLUE, "#123a66"])
+EDGE, INTERVAL, CELLS = "#b8c0c8", "#a9c4e0", "#eef1f4"
+# From nothing to blue, so that what is small shows the page, light or dark.
+COUNTS = LinearSegmentedColormap.from_list("counts", [f"{BLUE}00", f"{BLUE}40", f"{BLUE}99", BLUE, "#123a66"])
+DARK = {
+    TEXT: "#dfe5ea",
+    MUTED: "#9aa7b3",
+    GRID: "#2c343c",
+    EDGE: "#4a545e",
+    INTERVAL: "#3c5f85",
+    CELLS: "#242b32",
+    BLUE: "#6ea8e6",
+    ORANGE: "#f08a5d",
+    GREEN: "#5cc08b",
+    PURPLE: "#b892dd",
+}
+"""Colour of a picture -> what it becomes where a reader has asked for dark pages."""
 
 # Larger matrices have unreadable cells: numbers up to the first, the whole matrix up to the second.
 MOST_NUMBERED_CLASSES, MOST_MATRIX_CLASSES = 20, 120
@@ -35,7 +50,7 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "text.color": TEXT,
     "axes.labelcolor": TEXT,
-    "axes.edgecolor": "#b8c0c8",
+    "axes.edgecolor": EDGE,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -106,7 +121,7 @@ def per_class_chart(accuracy: Sequence[float | None], count: Sequence[int], name
     rows = np.arange(len(order))
     figure = Figure(figsize=(HALF, 0.8 + 0.25 * max(len(order), 4)), layout="constrained")
     axes = figure.add_subplot()
-    axes.hlines(rows, low, high, color="#a9c4e0", linewidth=3)
+    axes.hlines(rows, low, high, color=INTERVAL, linewidth=3)
     axes.plot(values, rows, "o", color=BLUE, markersize=5.5)
     axes.set_yticks(rows, [f"{shorten(names[place])}  ({count[place]})" for place in order])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -153,7 +168,7 @@ def _matrix_chart(matrix: np.ndarray, names: Sequence[str]) -> Chart:
     if numbered:
         axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color="#eef1f4", linewidth=0.8, visible=True)
+        axes.grid(which="minor", color=CELLS, linewidth=0.8, visible=True)
         axes.tick_params(which="minor", length=0)
         for (row, column), number in np.ndenumerate(matrix):
             if number:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 import data
 from configs import Field
 from tasks import metrics
-from tasks.base import Batch, Chart, Outputs, Partners, Task, register
+from tasks.base import Batch, Chart, Outputs, Partners, Picture, Task, register
 from tasks.calibration import expected_calibration_error, reliability, temperature_scaling
 from tasks.metrics import Metric
 from tasks.mixing import mix
@@ -26,6 +26,7 @@ from tasks.token_labels import dense_predictions, shared_target, token_label_los
 
 # A dense confusion matrix of 2,000 classes is 16 MB on the device and about 10 MB of JSON; larger sets go without.
 MOST_CONFUSION_CLASSES = 2000
+MOST_LOGGED_PICTURES = 8
 
 OPTIONS = {
     "loss": Field("softmax", "Softmax cross entropy, or one sigmoid per class.", choices=("softmax", "sigmoid")),
@@ -237,3 +238,24 @@ class Classification(Task):
         from tasks.charts import classification_charts
 
         return classification_charts(results, source, self.info)
+
+    def tables(self, results: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]]:
+        """Accuracy and number of examples of each class, as the report has them."""
+        if "per_class/accuracy" not in results:  # of a task that measures something else
+            return {}
+        names = self.info.class_names or [str(number) for number in range(self.info.num_classes)]
+        rows = list(zip(names, results["per_class/accuracy"], results["per_class/count"], strict=True))
+        return {"per_class": (("class", "top1", "examples"), rows)}
+
+    def pictures(self, results: Mapping[str, Any], source: Any) -> list[tuple[str, Picture]]:
+        """The most confident mistakes: true class, predicted one, confidence."""
+        if "worst" not in results or "image" not in source.info.fields:
+            return []
+        names = self.info.class_names or [str(number) for number in range(self.info.num_classes)]
+        return [
+            (
+                f"{names[one['label']]} → {names[one['predicted']]}  {one['confidence']:.3f}",
+                Picture(np.asarray(source[one["index"]]["image"])),
+            )
+            for one in results["worst"][:MOST_LOGGED_PICTURES]
+        ]

@@ -17,6 +17,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from models.core import summary
+from models.core.onnx import convert
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
@@ -145,6 +146,7 @@ def _multiply_adds(eqn: Any) -> int:
 
 
 summary.OF_PRIMITIVE[_depthwise_p] = _multiply_adds
+convert.DEFINITIONS[_depthwise_p] = _elsewhere
 
 
 def spans(size: Sequence[int], dilation: Pair) -> Pair:

@@ -1,6 +1,7 @@
 """Evaluation: exact over any batch size and number of devices, one host read a set, and the command around it."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -23,7 +24,8 @@ import models
 from tasks import base, metrics
 from tasks.base import Picture
 from training.checkpoints import checkpoint
-from training.distributed import hostread
+from training.checkpoints.checkpoint_layout import params_sha256
+from training.distributed import facts, hostread
 from training.evaluation import generate, predict, results, trained
 from training.run import command, evaluate, loop
 from training.run import sets as eval_sets
@@ -113,7 +115,21 @@ def test_the_command_repeats_what_the_loop_measured(workdir, tmp_path, capsys):
         assert test["results"][name] == pytest.approx(value, rel=1e-5), name
     assert (test["step"], test["weights"], test["examples"]) == (4, "ema", 12)
     assert (seen["split"], seen["examples"]) == ("train[:20]", 20)
-    assert (workdir / "eval" / "report.html").stat().st_size > 10_000
+    words = html.unescape((workdir / "eval" / "report.html").read_text())
+    assert len(words) > 10_000
+    expected = checkpoint.restore_for_eval(workdir)
+    for name, value in {
+        "params_sha256": params_sha256((expected["ema"] or expected)["params"]),
+        "weights_from": str(workdir / "checkpoints" / str(test["step"])),
+        "commit": facts.commit(),
+        "devices": facts.devices(),
+    }.items():
+        assert test[name] == value
+        assert value in words
+    assert test["parameters"] == sum(array.size for array in expected["params"].values())
+    assert test["command"].startswith(f"python eval.py --workdir {workdir} ")
+    assert test["command"] in words
+    assert test["config"]["data.image_size"] == 16
     assert run("--workdir", workdir, "--step=2", "--raw", "--output", tmp_path) == 0
     early = json.loads((tmp_path / "test.json").read_text())
     assert (early["step"], early["weights"]) == (2, "raw")

@@ -1,5 +1,6 @@
 """A model taken elsewhere: as one function that JAX alone runs, and as weights that the commands take back."""
 
+import importlib.util
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from models.core.export import export_inference
 from models.weights.files import read_weights
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint_layout import params_sha256
+from training.distributed import facts
 from training.evaluation import export
 from training.run import command, loop
 from training.run.run import prepare
@@ -183,6 +185,7 @@ def test_the_command_writes_the_averaged_model(workdir, exported):
     assert about["input"]["transforms"] == "normalize"
     assert about["input"]["mean"] == run_of["config"]["data"]["mean"]
     assert about["num_classes"] == 4
+    assert (about["commit"], about["versions"]) == (facts.commit(), facts.versions())
     function = jax.export.deserialize((exported / "inference.stablehlo").read_bytes())
     for count in (1, 5):
         expected = logits_of(run_of["ema"]["params"], {}, run_of["config"], count)
@@ -192,6 +195,37 @@ def test_the_command_writes_the_averaged_model(workdir, exported):
     weights = read_weights(exported / "weights.safetensors")
     assert "blocks.1.attn.qkv.weight" in weights
     np.testing.assert_array_equal(weights["head.weight"].T, run_of["ema"]["params"]["head.kernel"])
+
+
+def check_places(folder, workdir):
+    """No file of the folder names a place on this disk."""
+    places = [ROOT, Path(sys.prefix), Path(np.__file__).parents[1], Path.home(), workdir.parent, Path.cwd()]
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        found = [place for place in places if len(place.parts) > 1 and str(place).encode() in content]
+        assert not found, (file.name, found)
+        assert not re.search(rb"\w\.py\b", content), file.name
+
+
+def test_no_file_names_a_place_on_this_disk(workdir, exported):
+    check_places(exported, workdir)
+    # What is lowered elsewhere keeps its places: they are in tracebacks and profiles.
+    assert __file__.encode() in jax.export.export(jax.jit(lambda x: jnp.sin(x)))(1.0).serialize()
+
+
+def test_the_command_writes_an_onnx_file(workdir, tmp_path, capsys):
+    pytest.importorskip("onnx", reason="needs the onnx extra")
+    runtime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+    assert run(f"--workdir={workdir}", f"--export={tmp_path}", "--export_format=onnx") == 0
+    said = capsys.readouterr().err
+    assert re.search(r"inference\.onnx: onnxruntime's outputs are \d\.\de-0[5-9] of the largest from", said), said
+    about = json.loads((tmp_path / "export.json").read_text())
+    assert about["files"] == ["inference.onnx", "weights.safetensors"]
+    assert (about["opset"], about["onnxruntime_difference"] < 1e-4) == (18, True)
+    session = runtime.InferenceSession(tmp_path / "inference.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": eval(about["check"]["input"], {"numpy": np})})
+    np.testing.assert_allclose(logits, about["check"]["output"], rtol=1e-4, atol=1e-5)
+    check_places(tmp_path, workdir)
 
 
 def test_raw_weights_on_request(workdir, tmp_path):
@@ -212,6 +246,14 @@ def test_a_model_without_a_table_is_exported_without_weights(workdir, tmp_path, 
     assert "weights.safetensors is left out: no table" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["export.json", "inference.stablehlo"]
     assert json.loads((tmp_path / "export.json").read_text())["files"] == ["inference.stablehlo"]
+
+
+def test_an_absent_package_is_said_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run("--workdir=nowhere", f"--export={tmp_path / 'out'}", "--export_format=onnx") == 2
+    said = "error: --export_format=onnx: needs the package onnx (pip install onnx onnxruntime)"
+    assert capsys.readouterr().err.strip() == said
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_the_command_cannot_export_is_said(tmp_path, monkeypatch):
@@ -303,6 +345,11 @@ def test_the_exported_set_is_the_chosen_one(exported, experiment, tmp_path):
         (["--checkpoint=FILE", "--config=CONFIG", "--step=3"], "--step=3: .* a file of weights, which has no steps"),
         (["--checkpoint=weights.pth", "--config=CONFIG"], "no file of weights weights.pth"),
         (["--workdir=WORKDIR", "--export=a", "--output=b"], "--export and --output: give one of them"),
+        (["--workdir=WORKDIR", "--export_format=onnx"], "--export_format: needs --export=FOLDER"),
+        (
+            ["--workdir=WORKDIR", "--export=a", "--export_format=onx"],
+            "unknown format 'onx'; nearest: 'onnx'; allowed: ",
+        ),
         (["--checkpoint=CONFIG", "--config=CONFIG"], "not a file of weights by its name; known are .safetensors"),
         (["--checkpoint=DAMAGED", "--config=CONFIG"], "damaged.pth: cannot be read as PyTorch weights"),
         (["--checkpoint=FILE", "--config=CONFIG", "--config.model.options.width=32"], "do not fit the model"),

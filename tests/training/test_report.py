@@ -3,6 +3,7 @@ say."""
 
 import base64
 import json
+import re
 import types
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ import pytest
 from scipy.stats import binomtest
 
 from tasks import calibration, charts, metrics
-from training.evaluation import report, results
+from training.evaluation import curves, report, results
 
 
 def evaluated(classes, examples=200, worst=8):
@@ -82,10 +83,10 @@ HISTORY = [
 def test_the_report_is_self_contained(classes, pictures):
     found = evaluated(classes)
     drawn = charts.classification_charts(found, Images(1 if classes == 3 else 3), info(classes, names=classes == 3))
-    curves = report.training_curves(HISTORY, "top1")
+    curves = report.training_curves(HISTORY, "top1", "images")
     text = report.render(
         "a <model>",
-        {"step": "20"},
+        {"step": "20", "command": "python eval.py --workdir='a <b>'"},
         {"test": {"top1": found["top1"], "ece": None}},
         {"test": drawn},
         curves,
@@ -103,12 +104,13 @@ def test_the_report_is_self_contained(classes, pictures):
         assert all(link.startswith(("#", "data:")) for link in links)
     words = " ".join(page.words)
     assert "a <model>" in words  # escaped in the source, so that it reads as it was written
+    assert "python eval.py --workdir='a <b>'" in words
     assert f"{found['top1']:.4f}" in words
     assert text.count('class="changed"') == 1
 
 
 def test_curves_show_what_was_logged():
-    loss, top1, rate, speed = report.training_curves(HISTORY, "top1")
+    loss, top1, rate, speed = report.training_curves(HISTORY, "top1", "images")
     axes = loss.figure.axes[0]
     assert [line.get_label() for line in axes.lines] == ["train", "test"]
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[10, 2.0], [20, 0.05]])
@@ -117,7 +119,39 @@ def test_curves_show_what_was_logged():
     assert top1.figure.axes[0].yaxis.get_major_formatter()(0.25) == "25%"
     assert speed.figure.axes[0].get_ylabel() == "images / s"
     assert len(rate.figure.axes[0].lines) == 1
-    assert report.training_curves([], "top1") == []
+    assert report.training_curves([], "top1", "images") == []
+
+
+def test_a_curve_has_its_numbers_for_whoever_points_at_it():
+    history = [*HISTORY, {"step": 30, "kind": "eval/</script>", "loss": float("nan")}]
+    loss, top1, rate, speed = report.training_curves(history, "top1", "images")
+    assert (loss.log, loss.zero, loss.percent) == (True, False, False)
+    assert (top1.percent, rate.zero, speed.zero) == (True, True, True)
+    text = curves.figure(loss, "<img>")
+    assert text.count("</script") == 1
+    values = json.loads(text.partition('json">')[2].partition("</script")[0])
+    assert values["series"] == [
+        {"name": "train", "points": [[10, 2.0], [20, 0.05]]},
+        {"name": "</script>", "points": [[30, None]]},
+        {"name": "test", "points": [[20, 0.3]]},
+    ]
+    assert text.endswith("<noscript><img></noscript></figure>")
+
+
+def test_pictures_follow_the_colours_that_a_reader_prefers():
+    with charts.style():
+        drawn = charts.confusion_charts(np.array([[5, 1], [7, 2]]), ["cat", "dog"])[1]
+    content = report._picture(drawn).partition("base64,")[2].partition('"')[0]
+    svg = base64.b64decode(content).decode()
+    ElementTree.fromstring(svg)
+    for colour in (charts.TEXT, charts.BLUE, charts.GRID):
+        place = list(charts.DARK).index(colour)
+        assert f"var(--c{place}, {colour})" in svg
+        assert f"--c{place}: {charts.DARK[colour]};" in svg.partition("prefers-color-scheme: dark")[2]
+    assert not re.search(r"(?<!, )#ffffff", svg)  # the page shows through
+    style = report.page("a", []).partition("</style>")[0]
+    assert "@media (prefers-color-scheme: dark)" in style
+    assert set(re.findall(r"var\(--(\w+)\)", style)) <= set(re.findall(r"--(\w+):", style))
 
 
 def test_a_history_that_was_cut_off_is_read_to_its_last_whole_line(tmp_path):
@@ -147,6 +181,14 @@ def test_the_most_confused_pair_comes_first():
     assert [label.get_text() for label in pairs.get_yticklabels()] == ["dog → cat", "owl → dog", "cat → dog"]
     assert [bar.get_width() for bar in pairs.patches] == [7, 3, 1]
     assert len(charts.confusion_charts(np.diag([3, 4]), ["cat", "dog"])) == 1
+
+
+def test_what_an_older_file_lacks_is_not_said():
+    about = {"model": "vit_mu16", "step": 1200, "weights": "ema", "config_hash": "0"}
+    assert results.said(about) == {"model": "vit_mu16", "step": "1,200", "weights": "moving average"}
+    more = results.said({**about, "parameters": 5000, "seconds": 61.2, "versions": {"jax": "1"}, "command": ""})
+    assert (more["parameters"], more["in"], more["versions"]) == ("5,000", "1m01s", "jax 1")
+    assert "command" not in more
 
 
 def test_the_table_aligns_chosen_columns():

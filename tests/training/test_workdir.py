@@ -1,5 +1,6 @@
 """The folder of a run: held by one run at a time, continued whatever happened to its logs, which agree."""
 
+import io
 import json
 import os
 import signal
@@ -9,10 +10,14 @@ import time
 from types import SimpleNamespace
 
 import commands
+import numpy as np
 import pytest
 import tiny
-from tensorboardX.proto import event_pb2
+from PIL import Image
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
+import configs
+from tasks.base import Picture
 from training.distributed.preemption import Signals
 from training.run import branch, lock, loop, rows, summary, workdir
 from training.run.log import Writers
@@ -129,17 +134,20 @@ def test_a_damaged_record_is_said_once_and_replaced(tmp_path, capfd, content):
     assert capfd.readouterr().err == f"{tmp_path / 'run.json'}: damaged; the run gets a new id\n"
 
 
-def events(folder):
-    """`(step, name, value)` of all event files, as a reader finds them that knows nothing of restarts."""
-    found = []
+def summaries(folder, with_step=False):
+    """All that event files hold, as a reader finds it that knows nothing of restarts."""
     for file in folder.glob("events.*"):
         content, place = file.read_bytes(), 0
         while place < len(content):
             length = struct.unpack_from("<Q", content, place)[0]
             event = event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            yield from ((event.step, value) if with_step else value for value in event.summary.value)
             place += length + 16
-    return sorted(found)
+
+
+def events(folder):
+    """`(step, name, value)` of all event files."""
+    return sorted((step, value.tag, value.simple_value) for step, value in summaries(folder, with_step=True))
 
 
 def scalars(path):
@@ -171,6 +179,52 @@ def test_tensorboard_has_what_the_rows_have(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     Writers(tmp_path, log(), {}, 2).close()
     assert events(tmp_path / "tensorboard") == []
+
+
+def test_tensorboard_compares_runs_by_their_configuration(tmp_path):
+    """What a run began with is there once, also when it was resumed, and no run is said to have ended."""
+    values = configs.flat_values(tiny.config(optim__learning_rate=0.25))
+    for step in (0, 1):
+        writers = Writers(tmp_path, log(), {}, step, values=values, metrics=["train/loss", "eval/test/top1"])
+        writers.write(step + 1, "train", {"loss": 0.5})
+        writers.close()
+    found = [event for event in summaries(tmp_path / "tensorboard") if event.tag.startswith("_hparams_")]
+    assert sorted(event.tag for event in found) == ["_hparams_/experiment", "_hparams_/session_start_info"]
+    about = {e.tag: plugin_hparams_pb2.HParamsPluginData.FromString(e.metadata.plugin_data.content) for e in found}
+    said = about["_hparams_/session_start_info"].session_start_info.hparams
+    assert set(said) == set(values)
+    assert said["optim.learning_rate"].number_value == 0.25
+    assert said["log.tensorboard"].bool_value is False
+    assert said["data.train_transforms"].string_value == "flip|normalize"
+    assert said["model.options"].string_value == json.dumps(values["model.options"])
+    metrics = about["_hparams_/experiment"].experiment.metric_infos
+    assert [metric.name.tag for metric in metrics] == ["train/loss", "eval/test/top1"]
+
+
+def test_tables_and_pictures_are_shown(tmp_path, monkeypatch):
+    logged = []
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+    stand_in = SimpleNamespace(init=lambda **given: run, Table=lambda **given: given, Image=lambda x, caption: caption)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    tables = {"per_class": (("class", "top1"), [("a|b", 0.5), ("c", None)])}
+    pictures = [("a → c", Picture(np.full((2, 3, 1), 200, np.uint8))), ("large", Picture(np.zeros((600, 30, 3))))]
+    writers = Writers(tmp_path, log(wandb="project"), {}, 0)
+    assert writers.shows
+    writers.show(7, "eval/test", tables, pictures)
+    writers.close()
+    found = {value.tag: (step, value) for step, value in summaries(tmp_path / "tensorboard", with_step=True)}
+    table = found["eval/test/per_class/text_summary"]
+    assert table[0] == 7
+    assert table[1].tensor.string_val == [b"| class | top1 |\n| --- | --- |\n| a\\|b | 0.5000 |\n| c |  |"]
+    picture = found["eval/test/pictures/1"][1].image
+    pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    assert (pixels.shape, picture.width, picture.colorspace) == ((2, 3, 3), 3, 3)
+    assert (pixels == 200).all()
+    assert found["eval/test/pictures/2"][1].image.height == 300
+    ((step, values),) = logged
+    assert step == 7
+    assert values["eval/test/per_class"] == {"columns": ["class", "top1"], "data": [["a|b", 0.5], ["c", None]]}
+    assert values["eval/test/pictures"] == ["a → c", "large"]
 
 
 def test_ids_at_weights_and_biases_are_those_of_workdirs(tmp_path, monkeypatch):

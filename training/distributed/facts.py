@@ -42,6 +42,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def devices() -> str:
+    """The devices that programs run on: how many, of what kind, of what platform."""
+    import jax  # here, as what JAX reads once is set after this module was read
+
+    device = jax.devices()[0]
+    return f"{len(jax.devices())} x {device.device_kind} ({device.platform})"
+
+
 @functools.cache
 def release() -> str:
     """The version of this checkout; `unknown` where its pyproject.toml was left behind.

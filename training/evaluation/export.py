@@ -14,14 +14,32 @@ import numpy as np
 from flax import nnx
 
 import models
+import naming
 from models.core.export import export_inference
+from models.core.onnx import convert
+from models.core.onnx.graph import OPSET
 from training.checkpoints import json_text
 from training.checkpoints.checkpoint_layout import params_sha256
 from training.distributed import facts
 from training.evaluation import results
 from training.evaluation.trained import Trained
 
-WEIGHTS, FUNCTION, ABOUT = "weights.safetensors", "inference.stablehlo", "export.json"
+WEIGHTS, ABOUT = "weights.safetensors", "export.json"
+FUNCTIONS = {"stablehlo": "inference.stablehlo", "onnx": "inference.onnx"}
+"""Format of the function -> its file."""
+
+
+def check_format(name: str) -> str:
+    """The name of a format of the function, checked before anything is loaded.
+
+    Raises:
+      ValueError: there is no such format, or it needs packages that are not installed.
+    """
+    if name not in FUNCTIONS:
+        raise ValueError(f"--export_format: {naming.unknown('format', name, FUNCTIONS)}")
+    if name == "onnx":
+        convert.check_installed("--export_format=onnx")
+    return name
 
 
 def known_input(spec: jax.ShapeDtypeStruct) -> tuple[str, np.ndarray]:
@@ -37,13 +55,17 @@ def known_input(spec: jax.ShapeDtypeStruct) -> tuple[str, np.ndarray]:
     return text, made.reshape(shape).astype(spec.dtype)
 
 
-def export(trained: Trained, folder: Path) -> list[Path]:
+def export(trained: Trained, folder: Path, form: str = "stablehlo") -> list[Path]:
     """Writes a model to a folder, and returns the files.
 
     `weights.safetensors` has the official PyTorch names, where the model's family has a table of them (otherwise the
     reason is said on stderr); `inference.stablehlo` is the function of `models.core.export`, of one array or, for a
-    task that takes several, of a dictionary of them; `export.json` says what goes in and what comes out, with the
-    outputs of known inputs for comparison.
+    task that takes several, of a dictionary of them; `inference.onnx` in its place is that of
+    `models.core.onnx.convert`, whose inputs have their names; `export.json` says what goes in and what comes out, with
+    the outputs of known inputs for comparison.
+
+    Args:
+      form: of the function, one of `FUNCTIONS`.
 
     Raises:
       ValueError: the model cannot be exported, or there are several processes.
@@ -58,26 +80,48 @@ def export(trained: Trained, folder: Path) -> list[Path]:
     params, state = jax.device_get((trained.params, trained.model_state))
     model = models.merge(graph, params, state)
 
-    def call(model: nnx.Module, given: Any) -> Any:
-        return task.answer(model, {alone: given} if alone else given)
-
-    function = export_inference(model, inputs[alone] if alone else inputs, call=call)
-    known = {name: known_input(spec) for name, spec in inputs.items()}
-    given: Any = known[alone][1] if alone else {name: array for name, (_, array) in known.items()}
-    answers = jax.jit(lambda given, *leaves: call(models.merge(graph, *leaves), given))(given, params, state)
+    texts, given = {}, {}
+    for name, spec in inputs.items():
+        texts[name], given[name] = known_input(spec)
+    answers = jax.jit(lambda given, *leaves: task.answer(models.merge(graph, *leaves), given))(given, params, state)
+    content, about = _function(form, trained, model, given, answers)
     answers = jax.tree.map(lambda array: np.asarray(array, np.float64).tolist(), answers)
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = [_write(folder / FUNCTION, bytes(function.serialize()))]
+    files = [_write(folder / FUNCTIONS[form], content)]
     try:
         models.export_weights(model, folder / WEIGHTS, **task.kept_with_weights())
         files.append(folder / WEIGHTS)
     except ValueError as error:
         print(f"{folder / WEIGHTS} is left out: {error}", file=sys.stderr)
-    about = {**_about(trained, inputs), "files": [file.name for file in files], "platforms": list(function.platforms)}
-    texts = {name: text for name, (text, _) in known.items()}
+    about = {**_about(trained, inputs), "files": [file.name for file in files], **about}
     about["check"] = {"input": texts[alone], "output": answers} if alone else {"inputs": texts, "outputs": answers}
     return [*files, results.write_text(folder / ABOUT, json_text.text(about, indent=1) + "\n")]
+
+
+def _function(
+    form: str, trained: Trained, model: nnx.Module, given: Mapping[str, np.ndarray], answers: Any
+) -> tuple[bytes, dict[str, Any]]:
+    """The function as the content of its file, and what `export.json` says of it.
+
+    Args:
+      given, answers: inputs by name, and what the model says to them.
+    """
+    task = trained.task
+    inputs = task.example_inputs(1)
+    if form == "onnx":
+        content = convert.export_onnx(model, inputs, call=task.answer)
+        apart = convert.difference(content, given, answers)
+        print(
+            f"{FUNCTIONS[form]}: onnxruntime's outputs are {apart:.1e} of the largest from the model's", file=sys.stderr
+        )
+        return content, {"opset": OPSET, "onnxruntime_difference": apart}
+    if len(inputs) == 1:
+        ((alone, spec),) = inputs.items()
+        function = export_inference(model, spec, call=lambda model, array: task.answer(model, {alone: array}))
+    else:
+        function = export_inference(model, inputs, call=task.answer)
+    return bytes(function.serialize()), {"platforms": list(function.platforms)}
 
 
 def _about(trained: Trained, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -91,6 +135,7 @@ def _about(trained: Trained, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict
         "step": trained.step,
         "weights": trained.weights,
         "params_sha256": params_sha256(trained.params),
+        "commit": facts.commit(),
         "versions": facts.versions(),
         **({"input": next(iter(described.values()))} if len(described) == 1 else {"inputs": described}),
         **task.described_answer(),

@@ -32,6 +32,7 @@ class Trained:
     Attributes:
       weights: `"ema"` for the moving average, `"raw"` for the parameters themselves.
       step: the training step of the checkpoint; 0 without one.
+      origin: the checkpoint or the file that the weights were read from; empty where the task built them.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class Trained:
     model_state: Flat
     weights: str
     step: int
+    origin: str = ""
 
     def evaluate(self, source: data.Source) -> Results:
         """The task's results on one set."""
@@ -87,7 +89,7 @@ def load(
         loaded = _for_inputs(task, abstract, loaded, templates[0], configs.from_dict(saved["config"]))
     parts = zip((loaded, *state), templates, strict=True)
     model = models.merge(graph, *(initial.fit(part, template, str(saved["path"])) for part, template in parts))
-    return _place(task, config, model, "ema" if averaged else "raw", saved["step"])
+    return _place(task, config, model, "ema" if averaged else "raw", saved["step"], str(saved["path"]))
 
 
 def _for_inputs(
@@ -111,7 +113,7 @@ def _for_inputs(
     return adapted
 
 
-def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: int) -> Trained:
+def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: int, origin: str = "") -> Trained:
     device_mesh = mesh.create(config.mesh)
     graph, *leaves = models.split(model)
     shardings = mesh.tree_shardings(leaves, sharding.rules(model), device_mesh)
@@ -120,4 +122,4 @@ def _place(task: Task, config: Config, model: nnx.Module, weights: str, step: in
     partner_graphs, arrays, _ = partners.spread(helpers, device_mesh)
     terminal = Terminal(quiet=not processes.is_first())
     evaluator = Evaluator(task, graph, config, device_mesh, partner_graphs, arrays, terminal)
-    return Trained(config, task, evaluator, params, model_state, weights, step)
+    return Trained(config, task, evaluator, params, model_state, weights, step, origin)

@@ -103,6 +103,9 @@ class EvalRound:
     def _say(self, label: str, results: Mapping[str, Any], step: int) -> None:
         if not self.writers.had(step, f"eval/{label}"):  # by a run that was killed before it wrote its summary
             self.writers.write(step, f"eval/{label}", evaluate.scalars(results))
+            if self.writers.shows:
+                task, source = self.run.task, self.evaluations.sources[label]
+                self.writers.show(step, f"eval/{label}", task.tables(results), task.pictures(results, source))
         said = [_described(results, self.run.task.columns)]
         if note := evaluate.left_out(results, self.evaluations.sources[label]):
             said.append(note)

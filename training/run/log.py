@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from tasks import logged
 from training.run import rows
 from training.run.rows import Jsonl
-from training.run.tensorboard import TensorBoard, scalars
+from training.run.tensorboard import Pictures, Tables, TensorBoard, scalars
 
 __all__ = ["Jsonl", "Terminal", "Writers", "format_time"]
 
@@ -168,7 +169,10 @@ class Writers:
     """Sends rows of scalars to every log that the configuration asks for; only the first process writes.
 
     Args:
+      config: the configuration, for Weights & Biases.
       run_id: names the run of this workdir and no other, for Weights & Biases.
+      values: the configuration by dotted key, for TensorBoard.
+      metrics: names of the scalars by which TensorBoard compares runs.
     """
 
     def __init__(
@@ -179,11 +183,14 @@ class Writers:
         resume_step: int,
         primary: bool = True,
         run_id: str | None = None,
+        *,
+        values: Mapping[str, Any] | None = None,
+        metrics: Sequence[str] = (),
     ):
         self._jsonl = Jsonl(folder / "metrics.jsonl", resume_step) if primary else None
         self._tensorboard = self._wandb = None
         if self._jsonl and log.tensorboard:
-            self._tensorboard = TensorBoard(folder / "tensorboard", self._jsonl.rows)
+            self._tensorboard = TensorBoard(folder / "tensorboard", self._jsonl.rows, values, metrics)
         if primary and log.wandb:
             try:
                 import wandb
@@ -206,6 +213,26 @@ class Writers:
             self._tensorboard.write(step, numbers)
         if self._wandb:
             self._wandb.log(numbers, step=step)
+
+    def show(self, step: int, kind: str, tables: Tables, pictures: Pictures) -> None:
+        """Logs what a task has to show of an evaluated set, where there is a log that shows it."""
+        if self._tensorboard:
+            self._tensorboard.show(step, kind, tables, pictures)
+        if self._wandb:
+            import wandb
+
+            made: dict[str, Any] = {}
+            for name, (columns, lines) in tables.items():
+                made[f"{kind}/{name}"] = wandb.Table(columns=list(columns), data=[list(line) for line in lines])
+            if pictures:
+                made[f"{kind}/pictures"] = [logged.on_wandb(wandb, picture, caption) for caption, picture in pictures]
+            if made:
+                self._wandb.log(made, step=step)
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is a log that shows tables and pictures."""
+        return bool(self._tensorboard or self._wandb)
 
     def had(self, step: int, kind: str) -> bool:
         """Whether metrics.jsonl had such a row when the run went on."""

@@ -190,7 +190,17 @@ class Session:
             run_id = continuation.begin(run, workdir, overrides, self.step, terminal)
             began.note(workdir, run)
         self.skipped_steps = 0  # as far as the host has read
-        self.writers = Writers(workdir, config.log, configs.as_dict(config), self.step, self.primary, run_id)
+        first = next(iter(self.evaluations.sources), "")
+        self.writers = Writers(
+            workdir,
+            config.log,
+            configs.as_dict(config),
+            self.step,
+            self.primary,
+            run_id,
+            values=configs.flat_values(config),
+            metrics=["train/loss", *([f"eval/{first}/{best}"] if first else [])],
+        )
         self.evaluation = EvalRound(
             run,
             self.evaluations,

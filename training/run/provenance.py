@@ -36,15 +36,13 @@ def metadata(run: Run, step: int) -> dict[str, Any]:
 def headline(run: Run) -> str:
     """What is about to run: model by block, devices, data and length."""
     config = run.config
-    device = jax.devices()[0]
     mesh = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items())
     lines = [
         f"{run.task.model_name} on {config.data.name}: {run.examples} examples, {run.total_steps} steps of "
         f"{config.data.batch_size} "
         f"({run.total_steps * config.data.batch_size / run.examples:.1f} epochs), {config.train.precision}, "
         f"{config.optim.name}",
-        f"{len(jax.devices())} x {device.device_kind} ({device.platform}), mesh {mesh}, {jax.process_count()} "
-        f"process(es)",
+        f"{facts.devices()}, mesh {mesh}, {jax.process_count()} process(es)",
     ]
     if config.optim.accumulate > 1 and run.template.model_state:
         part = config.data.batch_size // config.optim.accumulate
