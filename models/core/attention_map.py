@@ -22,7 +22,7 @@ from models.core.taps import Record
 from models.core.token_maps import mean_row, queries_with_maps, real_grids
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from models.core.map_picture import Picture
 
 Query = None | str | tuple[int, int]
 
@@ -49,7 +49,11 @@ class AttentionMap:
     query: Query
     queries: Grid
 
-    def plot(self, images: Any = None, *, alpha: float = 0.6) -> Figure:
+    def _repr_png_(self) -> bytes:
+        """For notebooks: the picture without images."""
+        return self.plot()._repr_png_()
+
+    def plot(self, images: Any = None, *, alpha: float = 0.6) -> Picture:
         """A picture: a row for each image, beside it a panel for each head. See `models.core.map_picture.plot`."""
         from models.core.map_picture import plot  # matplotlib takes half a second to import
 
