@@ -54,34 +54,41 @@ def plot(one: AttentionMap, images: Any = None, *, alpha: float = 0.6) -> Pictur
     axes = figure.subplots(rows, columns, squeeze=False)
     for each in axes.flat:
         each.axis("off")
-    for number, maps in enumerate(values):
+    for number in range(len(values)):
         picture = None if shown is None else shown[number]
-        top = axes[number * rows_each]
         if picture is not None:
-            top[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
-        for place, (name, values_of_head) in enumerate(zip(one.heads, maps, strict=True)):
+            axes[number * rows_each, 0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+        for place in range(len(one.heads)):
             row, column = divmod(place, COLUMNS)
-            _panel(axes[number * rows_each + row, first + column], one, name, values_of_head, picture, alpha)
+            draw(axes[number * rows_each + row, first + column], one, place, picture, alpha, number)
     return figure
 
 
-def _panel(
-    axes: Axes, one: AttentionMap, name: int | str, values: Float[np.ndarray, "Y X"], picture: Any, alpha: float
-) -> None:
+def draw(axes: Axes, one: AttentionMap, place: int, picture: Any = None, alpha: float = 0.6, number: int = 0) -> None:
+    """One panel: the map of a head over an image, with a frame around the place that looks.
+
+    Args:
+      place: of the head in `one.heads`.
+      picture: from 0 to 1, `[Y, X]` or `[Y, X, 3]`.
+      number: of the image, of a map of several.
+    """
+    values = np.asarray(one.values, np.float32)
+    values = (values[number] if values.ndim == 4 else values)[place]
     height, width = values.shape if picture is None else picture.shape[:2]
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     if picture is not None:
         # Without colours of its own, those of the map are not mixed with others.
         axes.imshow(picture.mean(-1) if picture.ndim == 3 else picture, cmap="gray", vmin=0, vmax=1)
     largest = max(float(values.max()), 1e-12)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.imshow(values, cmap="inferno", vmin=0, vmax=largest, extent=extent, alpha=1 if picture is None else alpha)
+    name = one.heads[place]
     axes.set_title(f"{'mean' if name == 'mean' else f'head {name}'}, to {largest:.2g}", fontsize=7, pad=2)
     axes.axis("off")
     if isinstance(one.query, tuple):
-        cell = (height / one.queries.shape[0], width / one.queries.shape[1])
         row, column = one.query
-        corner = (column * cell[1] - 0.5, row * cell[0] - 0.5)
-        axes.add_patch(Rectangle(corner, cell[1], cell[0], fill=False, edgecolor="cyan", linewidth=1.2))
+        down, across = height / one.queries.shape[0], width / one.queries.shape[1]
+        corner = (column * across - 0.5, row * down - 0.5)
+        axes.add_patch(Rectangle(corner, across, down, fill=False, edgecolor="cyan", linewidth=1.2))
 
 
 def _title(one: AttentionMap) -> str:
