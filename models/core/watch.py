@@ -104,7 +104,9 @@ class Watch:
                 if len({value.shape for value in by_layer.values()}) > 1:
                     raise ValueError(_of_shapes(full, {layer: by_layer[layer].shape for layer in layers[full]}))
                 arrays[full] = jnp.stack([by_layer[layer] for layer in layers[full]])
-                sites[full] = tuple(told[layer] for layer in layers[full])
+                # Where a part is called by itself, what it emits is kept under the number that ends the pass.
+                alone = next(iter(told.values()))
+                sites[full] = tuple(told.get(layer, alone) for layer in layers[full])
         return Recorded(arrays, layers, {full: _of_layers(sites[full]) for full in arrays}, sites)
 
 
