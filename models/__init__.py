@@ -2,6 +2,7 @@
 
 import models.families  # noqa: F401  (its folders declare what there is)
 from models.attention.registry import register_mechanism
+from models.core.attention_map import AttentionMap, attention_map, attention_rollout
 from models.core.call import Call, Memory
 from models.core.registry import create, names, options_of_model, register, reset_classifier, variant
 from models.core.rollout import rollout
@@ -19,6 +20,7 @@ from models.weights.stated import preprocessing
 
 __all__ = [
     "SITES",
+    "AttentionMap",
     "Call",
     "Graph",
     "Memory",
@@ -30,6 +32,8 @@ __all__ = [
     "adapt",
     "add",
     "append_keys",
+    "attention_map",
+    "attention_rollout",
     "compare_weights",
     "convert_weights",
     "create",

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from attn.core.tables import html_table
+
 PLATFORMS = ("cpu", "tpu", "cuda")
 """The platforms that `explain` speaks of. On others runs what needs none of these."""
 
@@ -61,7 +63,23 @@ class Explanation:
         return self.calls[0].choices[platform]
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.calls)) or "no operator with a choice of implementations"
+        return "\n".join(map(str, self.calls)) or _NONE
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row for each call and platform."""
+        rows = []
+        for call in self.calls:
+            what = f"{call.operator}\n{call.inputs}"
+            for platform, choice in call.choices.items():
+                note = f"\n(fallback from {choice.fallback_from})" if choice.fallback_from else ""
+                others = "\n".join(f"{name}: {reason}" for name, reason in choice.refused.items())
+                rows.append((what, platform, choice.implementation + note, others))
+                what = ""
+        header = ("call", "platform", "runs", "does not run, and why")
+        return html_table("Implementations", header, rows, note="" if rows else _NONE)
+
+
+_NONE = "no operator with a choice of implementations"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

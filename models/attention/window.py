@@ -121,17 +121,19 @@ class WindowAttention(ProjectedMechanism):
             parts = [x.reshape(x.shape[0], larger.places, *x.shape[3:]) for x in _several(found)]
             return tuple(parts) if options["return_lse"] else parts[0]
 
-        index = self._index(larger) if call.wants("logits", "probs") else None
+        index = self._index(grid, larger) if call.wants("logits", "probs") else None
         inputs = self.inputs(self._enlarged(x, grid, larger))
         heads = attended(call, attend, *inputs, axes=WINDOWS, index=index, whole=larger.places)
         return self.output(self._reduced(heads.reshape(*heads.shape[:2], -1), larger, grid))
 
-    def _index(self, grid: Grid) -> TokenIndex:
-        places = np.arange(grid.places).reshape(1, *grid.shape, 1)
-        rolled = np.roll(places, (-self.shift[0], -self.shift[1]), (1, 2))
+    def _index(self, grid: Grid, larger: Grid) -> TokenIndex:
         with jax.ensure_compile_time_eval():
-            windows = np.asarray(to_windows(jnp.asarray(rolled), self.window, grid=self.grid))[..., 0]
-        return TokenIndex(windows, windows, (grid, grid))
+            # Counted from 1, so that what is padded, zero, is -1.
+            numbers = jnp.arange(1.0, grid.places + 1).reshape(1, grid.places, 1)
+            places = self._rolled(self._enlarged(numbers, grid, larger), larger, -1)
+            windows = to_windows(places.reshape(1, *larger.shape, 1), self.window, grid=self.grid)
+            tokens = np.asarray(windows)[..., 0].astype(int) - 1
+        return TokenIndex(tokens, tokens, (grid, grid))
 
     def _larger(self, grid: Grid) -> Grid:
         """The map that the windows divide."""

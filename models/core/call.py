@@ -97,10 +97,9 @@ class Call:
         """
         if self.tap is None:
             return value
-        return self.tap.visit(
-            Site(name, self.path, self.layer, self._layers, tuple(axes.split()), frozenset(free), index, self.grid),
-            value,
-        )
+        grids = None if index is None else index.grids
+        about = (tuple(axes.split()), frozenset(free), index, self.grid, grids)
+        return self.tap.visit(Site(name, self.path, self.layer, self._layers, *about), value)
 
     def wants(self, *names: str) -> bool:
         """Whether a tap may want one of these sites here."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from attn import Grid
-from models.core.tap import Site, over_tokens
-from models.core.taps import record
-from models.core.watch import Recorded
+from models.core.tap import Site
+from models.core.taps import Record, record
+from models.core.token_maps import all_rows, real_grids
 
 
 def rollout(
@@ -22,67 +23,66 @@ def rollout(
 
     Each attention stands for `(1 - residual) * maps + residual * identity`, with the mean of its maps over heads, and
     these matrices are multiplied from the first layer to the last (sections 3 and 4.1). Where the map gets coarser, a
-    place is the mean of those it covers. Maps of windows, blocks and grids are brought to tokens; a layer without maps
-    (a convolution) is left out, and so is what is mixed between stages. An image of 224 x 224 pixels takes 40 MB with
-    a first map of 56 x 56 places.
+    place is the mean of those it covers; a token that looks at nothing (class attention leaves all but the class token
+    as they are) stays. Maps of windows, blocks, grids and regions are brought to tokens; a layer without maps over
+    tokens (a convolution, attention between channels) is left out, and so is what is mixed between stages. Each layer
+    on a map of 56 x 56 places takes 40 MB an image.
 
     Args:
-      residual: share of the residual branch.
+      residual: share of the residual branch, from 0 to 1.
       layers: numbers of the layers that count; all unless given.
 
     Raises:
       ValueError: the model has no attention whose maps are over tokens.
     """
-    tap = record("probs", layers=layers)
+    return rolled(model, images, residual=residual, layers=layers)[0]
+
+
+def rolled(
+    model: Any, images: Float[Array, "B Y X I"], *, residual: float, layers: Sequence[int] | None
+) -> tuple[Float[Array, "B N M"], Grid, Grid]:
+    """`rollout`, and the grids that its rows and columns are of."""
+    if not 0 <= residual <= 1:
+        raise ValueError(f"residual={residual!r}: the share of the residual branch; allowed: 0 to 1")
+    tap = _Mixing(residual, record("probs", layers=layers).layers)
     model(images, tap=tap)
-    return rolled(tap.values, residual=residual)
-
-
-def rolled(recorded: Recorded, *, residual: float = 0.5) -> Float[Array, "B N M"]:
-    """The same of maps that `record("probs")` gave."""
-    names = list(recorded)
+    recorded = tap.values
     visits = sorted(
-        (layer, number, row)
-        for number, name in enumerate(names)
-        for row, layer in enumerate(recorded.layers[name])
-        if recorded.about[name].index is not None
+        (layer, number, row) for number, name in enumerate(recorded) for row, layer in enumerate(recorded.layers[name])
     )
     if not visits:
-        raise ValueError(f"nothing that was recorded is a map over tokens: {', '.join(names)}")
-    total: Array | None = None
-    before: Grid | None = None
-    for _, number, row in visits:
-        site = recorded.about[names[number]]
-        shares, queries, keys = _shares(site, recorded.arrays[names[number]][row], residual)
-        if total is None or before is None:
-            total = shares
-        else:
-            total = shares @ _coarser(total, before, keys)
-        before = queries
-    assert total is not None
-    return total
+        raise ValueError(f"a {type(model).__name__} has no attention whose maps are over tokens")
+    names = list(recorded)
+    steps = [
+        (recorded.arrays[names[number]][row], *real_grids(recorded.about[names[number]])) for *_, number, row in visits
+    ]
+    total, before, first = steps[0]
+    for mixing, queries, keys in steps[1:]:
+        total, before = mixing @ _coarser(total, before, keys), queries
+    return total, before, first
 
 
-def _shares(site: Site, maps: Array, residual: float) -> tuple[Float[Array, "B N M"], Grid, Grid]:
-    """An attention and its residual as one matrix between the places of the map, and the grids of both sides."""
-    assert site.index is not None
-    assert site.grid is not None
-    mean = over_tokens(maps.mean(-3, keepdims=True), site.index)[:, 0]
-    (queries, keys), real = site.index.grids, site.grid
-    # Where the map was padded, the padding is no place of it.
-    stride = [-(-a // b) for a, b in zip(keys.shape, queries.shape, strict=True)]
-    smaller = Grid(tuple(-(-side // by) for side, by in zip(real.shape, stride, strict=True)), real.prefix)
-    mean = mean[:, _inside(queries, smaller)][:, :, _inside(keys, real)]
-    mean = mean / mean.sum(-1, keepdims=True).clip(1e-9)
-    identity = _coarser(jnp.eye(real.tokens)[None], real, smaller)
-    return (1 - residual) * mean + residual * identity, smaller, real
+class _Mixing(Record):
+    """Keeps each attention and its residual as one matrix `[B, N, M]` between the places of the map."""
+
+    def __init__(self, residual: Any, layers: tuple[int, ...] | None):
+        super().__init__(("probs",), layers, None)
+        self.residual = residual
+
+    def kept(self, site: Site, value: Array) -> Array | None:
+        if site.index is None:
+            return None
+        queries, keys = real_grids(site)
+        shares = all_rows(site, value.astype(jnp.float32).mean(-3, keepdims=True))[:, 0]
+        sums = shares.sum(-1, keepdims=True)
+        identity = _coarser(jnp.eye(keys.tokens)[None], keys, queries)
+        mixed = (1 - self.residual) * shares / sums.clip(1e-9) + self.residual * identity
+        return jnp.where(sums > 0, mixed, identity)
 
 
-def _inside(larger: Grid, grid: Grid) -> np.ndarray:
-    """Numbers of the tokens of a grid in a larger one with rows and columns behind it."""
-    places = np.arange(larger.prefix, larger.tokens).reshape(larger.shape)
-    kept = places[tuple(slice(0, side) for side in grid.shape)].reshape(-1)
-    return np.concatenate([np.arange(grid.prefix), kept])
+jax.tree_util.register_pytree_node(
+    _Mixing, lambda tap: ((tap.residual,), tap.layers), lambda layers, leaves: _Mixing(leaves[0], layers)
+)
 
 
 def _coarser(rows: Float[Array, "B N M"], grid: Grid, smaller: Grid) -> Float[Array, "B K M"]:

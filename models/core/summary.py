@@ -21,6 +21,7 @@ from flax import nnx
 from jax.extend import core
 
 from attn.core.lowering import STEP, expanded
+from attn.core.tables import html_table
 from models.core import times as products
 from models.core.state import merge, split, unrolled_names
 
@@ -58,17 +59,27 @@ class Summary:
         return sum(self.rows.values(), Cost())
 
     def __str__(self) -> str:
-        lines = [("", "parameters", "multiply-adds", "activations")]
-        lines += [(name, *_cells(cost)) for name, cost in _folded(self.rows)]
-        lines += [("total", *_cells(self.total))]
+        lines = [("", *_COSTS), *self._lines()]
         widths = [max(len(line[column]) for line in lines) for column in range(4)]
         text = [
             "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
             for name, *cells in lines
         ]
         rule = "-" * len(text[0])
-        note = f"forward multiply-adds and bytes kept for backward, batch of {self.batch}; '(each)' rows are per layer"
-        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], note])
+        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], self._note()])
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return html_table("Costs", ("", *_COSTS), self._lines(), numbers=(1, 2, 3), note=self._note())
+
+    def _lines(self) -> list[tuple[str, str, str, str]]:
+        return [(name, *_cells(cost)) for name, cost in folded(self.rows)] + [("total", *_cells(self.total))]
+
+    def _note(self) -> str:
+        return f"forward multiply-adds and bytes kept for backward, batch of {self.batch}; '(each)' rows are per layer"
+
+
+_COSTS = ("parameters", "multiply-adds", "activations")
 
 
 def summarize(
@@ -109,9 +120,7 @@ def summarize(
     def kept_for_backward(params, state, given):
         return jax.tree.leaves(jax.vjp(lambda params: forward(params, state, given), params)[1])
 
-    costs: dict[str, Cost] = defaultdict(Cost)
-    for name, value in params.items():
-        costs[_row(name)] += Cost(parameters=math.prod(value.shape))
+    costs = _parameters(params)
     jaxpr = jax.make_jaxpr(forward)(abstract, abstract_state, given).jaxpr
     for scope, count in _multiply_adds(jaxpr):
         costs[_row(scope)] += Cost(multiply_adds=count)
@@ -119,15 +128,32 @@ def summarize(
         for scope, size in _residuals(jax.make_jaxpr(kept_for_backward)(abstract, abstract_state, given).jaxpr):
             costs[_row(scope)] += Cost(activation_bytes=size)
 
-    # A scanned row is the sum of its layers; how many these are, the leading axis of its parameters says.
+    rows = _by_layer(costs, params)
+    batch = jax.tree.leaves(given)[0].shape[0]
+    return Summary({name: rows[name] for name in sorted(rows, key=_order(jaxpr))}, batch)
+
+
+def parameter_rows(params: Mapping[str, Any]) -> dict[str, Cost]:
+    """Parameters alone, by row, in the order of their names; nothing is traced."""
+    return _by_layer(_parameters(params), params)
+
+
+def _parameters(params: Mapping[str, Any]) -> dict[str, Cost]:
+    costs: dict[str, Cost] = defaultdict(Cost)
+    for name, value in params.items():
+        costs[_row(name)] += Cost(parameters=math.prod(value.shape))
+    return costs
+
+
+def _by_layer(costs: Mapping[str, Cost], params: Mapping[str, Any]) -> dict[str, Cost]:
+    """Costs of scanned rows as those of each layer: how many these are, the leading axis of the parameters says."""
     layers = {_row(name): value.shape[0] for name, value in params.items() if "[" in name}
     rows: dict[str, Cost] = {}
     for name, cost in costs.items():
         count = layers.get(name, 1)
         each = Cost(*(value // count for value in dataclasses.astuple(cost)))
         rows |= dict.fromkeys(unrolled_names(name, count), each)
-    batch = jax.tree.leaves(given)[0].shape[0]
-    return Summary({name: rows[name] for name in sorted(rows, key=_order(jaxpr))}, batch)
+    return rows
 
 
 def _row(name: str) -> str:
@@ -260,7 +286,7 @@ def _subjaxprs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _folded(rows: Mapping[str, Cost]) -> Iterator[tuple[str, Cost]]:
+def folded(rows: Mapping[str, Cost]) -> Iterator[tuple[str, Cost]]:
     """Runs of layers with equal costs as one row, `blocks.[0:12] (each)`."""
     run: list[str] = []
     for name in [*rows, None]:

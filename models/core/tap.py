@@ -83,8 +83,10 @@ class Site:
       span: numbers of all layers that this code is for: one, or those of a scan.
       axes: a word for each axis of the value.
       free: axes whose size an answer may change.
-      index: of a map, which tokens it is for.
+      index: of a map, which tokens it is for; None for what is no map of tokens.
       grid: that of the call.
+      grids: where queries of a map sit, and keys: those of the index, and of a recorded site still known without it.
+      untold: of a site that was recorded: why it has no index, although one did in the call.
     """
 
     name: str
@@ -95,6 +97,8 @@ class Site:
     free: frozenset[str] = frozenset()
     index: TokenIndex | None = None
     grid: Grid | None = None
+    grids: tuple[Grid, Grid] | None = None
+    untold: str = ""
 
     @property
     def full(self) -> str:
@@ -125,7 +129,8 @@ class Site:
           ValueError: the site is no map of tokens.
         """
         if self.index is None:
-            raise ValueError(f"site {self.full} is no map over tokens; its axes are {', '.join(self.axes)}")
+            reason = self.untold or f"is no map over tokens; its axes are {', '.join(self.axes)}"
+            raise ValueError(f"site {self.full} {reason}")
         return over_tokens(value, self.index, queries)
 
 

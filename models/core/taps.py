@@ -62,6 +62,10 @@ class Record(Tap):
     def __call__(self, site: Site, value: Array) -> Array:
         return value
 
+    def kept(self, site: Site, value: Array) -> Array | None:
+        """What is kept of a value: all of it; None for nothing."""
+        return value
+
 
 jax.tree_util.register_pytree_node(
     Record, lambda tap: ((), (tap.sites, tap.layers, tap.at)), lambda about, _: Record(*about)

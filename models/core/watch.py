@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from models.core.errors import unknown_name
-from models.core.tap import SITES, Site, parts, wants
+from models.core.tap import SITES, Site, TokenIndex, parts, wants
 
 Frame = dict[str, Array]
 """What was recorded in one layer, by number of the tap and full name of the site."""
@@ -38,7 +38,7 @@ class Watch:
         self._met: set[int] = set()
         self._frame: Frame = {}
         self._kept: dict[str, dict[int, Array]] = {}
-        self._about: dict[str, Site] = {}
+        self._about: dict[str, dict[int, Site]] = {}
 
     def wants(self, names: Iterable[str], path: str, span: tuple[int, ...]) -> bool:
         """Whether some tap may want one of these sites there."""
@@ -52,8 +52,10 @@ class Watch:
                 continue
             self._met.add(number)
             if getattr(one, "is_record", False):
-                self._about.setdefault(site.full, _told(site))
-                self._frame[f"{number}:{site.full}"] = value
+                kept = one.kept(site, value)
+                if kept is not None:
+                    self._about.setdefault(site.full, {}).update(dict.fromkeys(site.span, _told(site)))
+                    self._frame[f"{number}:{site.full}"] = kept
             else:
                 value = _checked(site, one(site, value), value)
         return value
@@ -95,12 +97,17 @@ class Watch:
         return f"no site {' or '.join(map(repr, one.sites))}{where} was reached{there}"
 
     def _recorded(self, number: int) -> Recorded:
-        arrays, layers = {}, {}
-        for full in self._about:  # in the order of the visits
+        arrays, layers, sites = {}, {}, {}
+        for full, told in self._about.items():  # in the order of the visits
             if by_layer := self._kept.get(f"{number}:{full}"):
                 layers[full] = tuple(sorted(by_layer))
+                if len({value.shape for value in by_layer.values()}) > 1:
+                    raise ValueError(_of_shapes(full, {layer: by_layer[layer].shape for layer in layers[full]}))
                 arrays[full] = jnp.stack([by_layer[layer] for layer in layers[full]])
-        return Recorded(arrays, layers, {full: self._about[full] for full in arrays})
+                # Where a part is called by itself, what it emits is kept under the number that ends the pass.
+                alone = next(iter(told.values()))
+                sites[full] = tuple(told.get(layer, alone) for layer in layers[full])
+        return Recorded(arrays, layers, {full: _of_layers(sites[full]) for full in arrays}, sites)
 
 
 def _counted(one: Any, depth: int) -> Any:
@@ -121,8 +128,36 @@ def _counted(one: Any, depth: int) -> Any:
 def _told(site: Site) -> Site:
     """The site as it may be kept beyond the pass: without numbers that are not known yet."""
     index = site.index
-    known = index is None or not any(isinstance(x, jax.core.Tracer) for x in (index.queries, index.keys))
-    return dataclasses.replace(site, layer=0, index=index if known else None)
+    if index is None or not any(isinstance(x, jax.core.Tracer) for x in (index.queries, index.keys)):
+        return dataclasses.replace(site, layer=0)
+    untold = "has keys that depend on the images: its map is brought to tokens inside of a call, by a tap of your own"
+    return dataclasses.replace(site, layer=0, index=None, untold=untold)
+
+
+def _of_layers(sites: Sequence[Site]) -> Site:
+    """What is told of several layers: the site of the first, without the tokens of its maps where another layer's are
+    others (shifted windows).
+    """
+    first = sites[0]
+    if all(_same_index(first.index, site.index) for site in sites):
+        return first
+    untold = f"has maps over other tokens in some layers: values.to_tokens({first.full!r}) knows those of each"
+    return dataclasses.replace(first, index=None, untold=untold)
+
+
+def _same_index(a: TokenIndex | None, b: TokenIndex | None) -> bool:
+    if a is None or b is None or a is b:
+        return a is b
+    return a.grids == b.grids and np.array_equal(a.queries, b.queries) and np.array_equal(a.keys, b.keys)
+
+
+def _of_shapes(full: str, shapes: dict[int, tuple[int, ...]]) -> str:
+    """Why values of these layers are not one array."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for layer, shape in shapes.items():
+        groups.setdefault(shape, []).append(layer)
+    told = ", ".join(f"{list(shape)} in layers={layers}" for shape, layers in groups.items())
+    return f"site {full} has several shapes: {told}; record them apart"
 
 
 def _checked(site: Site, answer: Any, value: Array) -> Array:
@@ -158,19 +193,27 @@ class Recorded(Mapping[str, Array]):
       arrays: by path and name of the site, layers first.
       layers: which layers these are.
       about: the sites.
+      sites: those of each layer, where they differ in more than the number of the layer.
     """
 
-    def __init__(self, arrays: dict[str, Any], layers: dict[str, tuple[int, ...]], about: dict[str, Site]):
+    def __init__(
+        self,
+        arrays: dict[str, Any],
+        layers: dict[str, tuple[int, ...]],
+        about: dict[str, Site],
+        sites: Mapping[str, Sequence[Site]] | None = None,
+    ):
         self.arrays, self.layers, self.about = arrays, layers, about
+        self.sites = {full: [about[full]] * len(layers[full]) for full in arrays} if sites is None else sites
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """For JAX."""
-        return tuple(self.arrays.values()), _About(tuple(self.arrays), self.layers, self.about)
+        return tuple(self.arrays.values()), _About(tuple(self.arrays), self.layers, self.about, self.sites)
 
     @classmethod
     def tree_unflatten(cls, about: Any, arrays: Any) -> Recorded:
         """For JAX."""
-        return cls(dict(zip(about.names, arrays, strict=True)), about.layers, about.sites)
+        return cls(dict(zip(about.names, arrays, strict=True)), about.layers, about.about, about.sites)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)
@@ -202,6 +245,20 @@ class Recorded(Mapping[str, Array]):
         ]
         return jnp.stack([self.arrays[full][row] for _, _, full, row in sorted(rows)])
 
+    def to_tokens(self, name: str, queries: Sequence[int] | None = None) -> Array:
+        """Maps of a site over tokens, `[layers, batch, heads, queries, keys]`; see `Site.to_tokens`.
+
+        Raises:
+          KeyError: nothing of that name was recorded, or something at several paths.
+          ValueError: what was recorded are no maps over tokens, or keys depend on the images.
+        """
+        found = self.names(name)
+        if len(found) != 1:
+            there = ", ".join(found or self.arrays) or "nothing"
+            raise KeyError(f"{name!r} stands for {len(found)} of what was recorded; allowed: {there}")
+        both = zip(self.sites[found[0]], self.arrays[found[0]], strict=True)
+        return jnp.stack([site.to_tokens(maps, queries) for site, maps in both])
+
     def at(self, site: Site) -> tuple[Array, Any] | None:
         """What was recorded of a site in its layer, and whether that is there (traced where some layers of a scan are
         not); None for a site of which there is nothing.
@@ -226,7 +283,8 @@ class _About:
 
     names: tuple[str, ...]
     layers: dict[str, tuple[int, ...]]
-    sites: dict[str, Site]
+    about: dict[str, Site]
+    sites: Mapping[str, Sequence[Site]]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _About) and (self.names, self.layers) == (other.names, other.layers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +13,9 @@ import numpy as np
 from flax import nnx
 
 from attn.core.shards import check_mesh
+from attn.core.tables import html_table
 from models.core.state import Graph, merge, split
+from models.core.summary import folded, parameter_rows
 from models.core.tap import parts
 from models.core.watch import Watch
 
@@ -27,6 +31,26 @@ class Host(nnx.Module):
     def inputs(self, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and dtypes of what the model is called with."""
         raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        """For notebooks: parameters by part, and the options that are not the usual ones."""
+        rows = parameter_rows(split(self)[1])
+        # By the order of the computation, where the model knows it; parameters are sorted by name.
+        order = getattr(self, "layer_id", lambda name: 0)
+        ordered = {name: rows[name] for name in sorted(rows, key=lambda name: (order(f"{name}."), _natural(name)))}
+        lines = [(name, f"{cost.parameters:,}") for name, cost in folded(ordered)]
+        total = f"{sum(cost.parameters for cost in rows.values()):,}"
+        note = "models.summarize(model, 1) adds multiply-adds and activations; '(each)' rows are per layer"
+        table = html_table(type(self).__name__, ("", "parameters"), [*lines, ("total", total)], numbers=(1,), note=note)
+        options = getattr(self, "options", None)
+        if not dataclasses.is_dataclass(options):
+            return table
+        given = [
+            (field.name, repr(getattr(options, field.name)))
+            for field in dataclasses.fields(options)
+            if getattr(options, field.name) != field.default
+        ]
+        return table + html_table("Options", ("option", "value"), given)
 
     def called(self, method: str, arguments: tuple[Any, ...], tap: Any, **static: Any) -> Any:
         """`self.<method>(*arguments, watch, **static)`, as part of the program around it, or compiled where there is
@@ -58,6 +82,11 @@ class Host(nnx.Module):
             for one, values in zip((one for one in parts(tap) if hasattr(one, "is_record")), recorded, strict=True):
                 one._values = values
         return found
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """For sorting: numbers in a name by their value."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"[.]", name)]
 
 
 def _watched(model: Any, method: str, arguments: Any, tap: Any, static: Mapping[str, Any]) -> tuple[Any, list[Any]]:

@@ -315,7 +315,8 @@ class VisionTransformer(Classifier):
             return x[:, :2].mean(axis=1) if self.dist_token is not None and self.head is None else x[:, 0]
         x = x if self.options.pool_prefix else x[:, call.grid.prefix :]
         if self.attn_pool is not None:
-            return self.attn_pool(x, call.at("attn_pool", grid=Grid((x.shape[1],))))
+            grid = call.grid if self.options.pool_prefix else Grid(call.grid.shape)
+            return self.attn_pool(x, call.at("attn_pool", grid=grid))
         return GLOBAL_POOLS[self.pool](x)
 
     @property

@@ -75,7 +75,7 @@ class AttentionPool(nnx.Module):
         k, v = jnp.moveaxis(self.kv.parts(x, 2, self.heads), 2, 0)
         q = call.emit("q", q, "batch tokens heads dim")
         k, v = (call.emit(name, value, "batch keys heads dim", free=("keys",)) for name, value in (("k", k), ("v", v)))
-        index = TokenIndex(np.zeros(1, int), np.arange(x.shape[1]), (Grid((1,)), call.grid))
+        index = TokenIndex(np.zeros(1, int), np.arange(x.shape[1]), (Grid((1,) * len(call.grid.shape)), call.grid))
         heads = dense_attention(q, k, v, edit=call.edit("batch heads queries keys", index))
         y = self.proj(call.emit("heads", heads, "batch tokens heads dim").reshape(batch, 1, width))
         return (y + self.mlp(y if self.norm is None else self.norm(y), call.at("mlp")))[:, 0]

@@ -44,6 +44,11 @@ class Trained:
     step: int
     origin: str = ""
 
+    @property
+    def model(self) -> nnx.Module:
+        """The model with its weights, to call and to look into."""
+        return models.merge(self.evaluator.graph, self.params, self.model_state)
+
     def evaluate(self, source: data.Source) -> Results:
         """The task's results on one set."""
         return self.evaluator(self.params, self.model_state, source)
