@@ -39,6 +39,11 @@ def register_source(name: str, opener: Opener) -> None:
     _OPENERS[name] = opener
 
 
+def sources() -> dict[str, Opener]:
+    """Every kind of set that has a name here, with its opener; what TFDS prepared has names of its own."""
+    return dict(_OPENERS)
+
+
 def open_source(
     name: str, split: str, directory: str | None = None, cache: str = "auto", reading: Reading | None = None
 ) -> Source:

@@ -13,46 +13,35 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import configs
 import errors
 import naming
+from naming import command_line
 from training.distributed import launch, processes
 
 GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
 THREADS = 8  # of XLA, for each device that a CPU stands for
 
 
-class Parser(argparse.ArgumentParser):
-    """A command line whose errors are one line like every other, with the nearest flag."""
+class Parser(command_line.Parser):
+    """The command line of `train.py` or `eval.py`, which also knows what a word without its `--config` meant."""
 
-    def __init__(self, program: str, description: str):
-        super().__init__(
-            prog=program,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but an unknown flag is a ValueError that names the nearest."""
-        options, unknown = self.parse_known_args(arguments, namespace)
-        for action in self._actions:
-            # Where a variable of a script was empty, it would be as if the flag were not there.
-            if f"{action.option_strings[-1]}=" in (arguments or ()):
-                raise ValueError(f"{action.option_strings[-1]}=: needs a value")
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            close = naming.close(unknown[0].split("=")[0], flags, most=1)
-            raise ValueError(
-                f"{unknown[0]}: no such "
-                f"flag{f' (nearest: {close[0]})' if close else f'; there are: {chr(32).join(flags)}'}"
-            )
-        return options
-
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of leaving."""
-        raise ValueError(message)
+    def advice(self, word: str) -> str:
+        """As that of every command line, but for a key of the configuration, an experiment or its file."""
+        name, given, value = word.partition("=")
+        if not name.startswith("-") and not given and (name.endswith(".py") or name in configs.names()):
+            return f" (did you mean --config={name}?)"
+        key, keys = name.lstrip("-"), configs.keys()
+        group, dot, last = key.rpartition(".")
+        known = [key] if key in keys else [one for one in keys if one.endswith(f".{key}")]
+        if dot and not known and any(one.startswith(f"{key.partition('.')[0]}.") for one in keys):
+            beside = {one.rpartition(".")[2]: one for one in keys if one.startswith(f"{group}.")}
+            known = [beside[near] for near in naming.close(last, beside, most=1)] or [key]
+        if known:
+            return f"; a key of the configuration is set by --config.{known[0]}={value or 'VALUE'}"
+        return super().advice(word)
 
 
 def start_jax(
