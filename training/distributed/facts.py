@@ -9,6 +9,7 @@ import functools
 import hashlib
 import platform
 import subprocess
+import tomllib
 from collections.abc import Mapping
 from importlib import metadata as packages
 from pathlib import Path
@@ -32,13 +33,23 @@ LONGEST = 120
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a checkpoint depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("fovea", "jax", "flax", "optax", "orbax-checkpoint"):
-        try:
-            found[package] = packages.version(package)
-        except packages.PackageNotFoundError:  # run from a source tree that was never installed
-            found[package] = "not installed"
-    return found
+    found = {"python": platform.python_version(), "fovea": _own_version()}
+    return found | {package: _version(package) for package in ("jax", "flax", "optax", "orbax-checkpoint")}
+
+
+def _own_version() -> str:
+    """That of the source tree that runs: one that is installed besides may be another."""
+    project = errors.ROOT / "pyproject.toml"
+    if project.is_file():
+        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    return _version("fovea")
+
+
+def _version(package: str) -> str:
+    try:
+        return packages.version(package)
+    except packages.PackageNotFoundError:
+        return "not installed"
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,27 @@ import configs
 import errors
 import naming
 from naming import command_line
-from training.distributed import launch, processes
+from training.distributed import facts, launch, processes
+from training.run import completion
 
 GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
 THREADS = 8  # of XLA, for each device that a CPU stands for
 
 
 class Parser(command_line.Parser):
-    """The command line of `train.py` or `eval.py`, which also knows what a word without its `--config` meant."""
+    """The command line of `train.py` or `eval.py`, which knows what a word that lacks its `--config` meant."""
+
+    def with_shared_flags(self) -> Parser:
+        """The same, with the flags that both commands have behind its own."""
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        self.add_argument("--version", action=_Version, help="print version, commit and JAX's version, and stop")
+        self.add_argument(
+            "--completion",
+            choices=completion.SHELLS,
+            help=f'print a script that completes this command: eval "$(python {self.prog} --completion=bash)"',
+        )
+        processes.add_flags(self)
+        return self
 
     def advice(self, word: str) -> str:
         """As that of every command line, but for a key of the configuration, an experiment or its file."""
@@ -42,6 +55,19 @@ class Parser(command_line.Parser):
         if known:
             return f"; a key of the configuration is set by --config.{known[0]}={value or 'VALUE'}"
         return super().advice(word)
+
+
+class _Version(argparse.Action):
+    """Finds out only when it is asked for: the commit takes a moment."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        known = facts.versions()
+        others = ", ".join(f"{name} {known[name]}" for name in ("jax", "flax", "python"))
+        command_line.show(f"fovea {known['fovea']}, commit {facts.commit() or 'unknown'}, {others}")
+        parser.exit()
 
 
 def start_jax(
