@@ -57,7 +57,9 @@ FIELDS: dict[str, Any] = {
     },
     "data": {
         "name": Field(
-            "digits", "digits | a prepared TFDS set | folder:PATH | synthetic:classes=10,examples=1000,size=32."
+            "digits",
+            "digits | folder:PATH | hf:PATH | parquet:PATH | tar:PATH | a set that TFDS prepared | "
+            "synthetic:classes=10,examples=1000,size=32; `python -m data` lists them.",
         ),
         "directory": Field("", "Where TFDS sets are prepared; empty for TFDS's own default.", identity=False),
         "train_split": Field("train", "Split to train on; slices such as 'train[:90%]' are allowed."),
