@@ -94,12 +94,16 @@ def judge(error: BaseException) -> tuple[int, str]:
     return code, f"{place}{': ' if place else ''}{type(error).__name__}: {message}"
 
 
-def in_file(error: BaseException, file: Path) -> str:
-    """What went wrong while Python ran `file`, as `FILE:LINE: TYPE: message` in one line."""
+def in_file(error: BaseException, file: Path, kind: bool = True) -> str:
+    """What went wrong while Python ran `file`, as `FILE:LINE: TYPE: message` in one line.
+
+    Args:
+      kind: whether the type is said; not that of an error whose message is whole by itself.
+    """
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{_short(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    place = _place(error, lambda name: Path(name).resolve() == file.resolve()) or _short(str(file))
-    return f"{place}: {type(error).__name__}: {_message(error)}"
+        return f"{short(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    place = _place(error, lambda name: Path(name).resolve() == file.resolve()) or short(str(file))
+    return f"{place}: {f'{type(error).__name__}: ' if kind else ''}{_message(error)}"
 
 
 def _message(error: BaseException) -> str:
@@ -122,12 +126,13 @@ def _place(error: BaseException, counts: Callable[[str], bool]) -> str:
     found, trace = "", error.__traceback__
     while trace is not None:
         if counts(name := trace.tb_frame.f_code.co_filename):
-            found = f"{_short(name)}:{trace.tb_lineno}"
+            found = f"{short(name)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """The name of a file as one types it from here: without the current folder, where it lies below it."""
     path = Path(name).resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else name
 

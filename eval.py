@@ -2,11 +2,12 @@
 
     python eval.py --workdir=runs/a                      # newest checkpoint; writes JSON and report.html to runs/a/eval
     python eval.py --workdir=runs/a --step=2000 --raw
-    python eval.py --checkpoint=PATH --config=configs/quickstart.py --output=results
+    python eval.py --workdir=runs/a --best               # the checkpoint whose metric was best on the first set
+    python eval.py --checkpoint=PATH --config=quickstart --output=results
     python eval.py --workdir=runs/a --predict=FOLDER     # writes runs/a/eval/predictions.csv
     python eval.py --workdir=runs/a --export=FOLDER      # writes weights and the model as one function (docs/export.md)
     python eval.py --workdir=runs/a --export=FOLDER --export_format=onnx
-    python eval.py --checkpoint=FILE.safetensors --config=configs/vit_s16_imagenet.py       # official weights
+    python eval.py --checkpoint=FILE.safetensors --config=vit_s16_imagenet       # official weights
     python eval.py --checkpoint=FILE.pth --ema --config=configs/vit_s16_imagenet.py         # of several the averaged
     python eval.py --compare=runs/a,runs/b               # their stored results side by side
     python eval.py --sweep=runs/lr                       # the table and picture of a sweep (docs/sweeps.md)
@@ -28,14 +29,19 @@ from typing import Any
 import configs
 from configs import Config
 from configs.base import MOVED
+from naming.command_line import show
 from training.distributed import preemption, processes
-from training.run import command, workdir
+from training.run import command, completion, workdir
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
     path, overrides, rest = configs.split_arguments(arguments)
-    options = _parser().parse_args(rest)
+    options = (parser := _parser()).parse_args(rest)
+    if options.completion:
+        read = {key: field for key, field in configs.keys().items() if not _is_never_read(key)}
+        show(completion.script(options.completion, parser, read))
+        return 0
     for flag, taken, why in (
         ("sweep", ("debug",), "it shows the runs of a sweep as they are"),
         ("compare", ("debug", "output"), "it shows stored results as they are"),
@@ -61,7 +67,7 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"--{name}: what a --checkpoint makes needs --output=FOLDER")
     if options.generate is not None and options.generate < 1:
         raise ValueError(f"--generate={options.generate}: takes a number of examples, at least 1")
-    flags = ("workdir", "checkpoint", "step", "weights", "predict", "generate")
+    flags = ("workdir", "checkpoint", "step", "best", "weights", "predict", "generate")
     given = {f"--{flag}": getattr(options, flag) for flag in flags} | {"--config": path}
     given |= {f"config.{key}": value for key, value in overrides.items()}
     launch = command.start_jax("", options, given)
@@ -73,15 +79,19 @@ def main(arguments: list[str]) -> int:
         export.check_format(options.export_format)
     with command.terminal().busy("importing models and data"):
         from models.weights import files  # after start_jax, which sets what JAX reads once
-        from training.checkpoints import checkpoint
+        from training.checkpoints import best, checkpoint
 
     place = options.workdir or options.checkpoint
     official = options.checkpoint is not None and files.is_weight_file(options.checkpoint)
     if official and not path:
         raise ValueError(f"--checkpoint={place}: a file of weights has no configuration; give --config=FILE")
-    if official and options.step is not None:
-        raise ValueError(f"--step={options.step}: --checkpoint={place} is a file of weights, which has no steps")
-    saved = checkpoint.restore_for_eval(place, options.step) if place and not official else None
+    if official and (options.step is not None or options.best):
+        flag = "--best" if options.best else f"--step={options.step}"
+        raise ValueError(f"{flag}: --checkpoint={place} is a file of weights, which has no steps")
+    if options.best and not place:
+        raise ValueError("--best: needs --workdir=FOLDER, whose checkpoints it compares")
+    step = best.step(place) if options.best else options.step
+    saved = checkpoint.restore_for_eval(place, step) if place and not official else None
     config = _config(path, overrides, saved)
     command.start_jax(config.log.cache_directory)
     if output is not None:
@@ -146,8 +156,14 @@ def _parser() -> command.Parser:
     parser.add_argument(
         "--checkpoint", metavar="PATH", help="one checkpoint, or a file of official weights, in place of --workdir"
     )
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="in place of the saved configuration")
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step; default: the newest")
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:ARG]",
+        help="a file or a name of `python -m configs`, in place of the saved configuration",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step; default: the newest")
+    which.add_argument("--best", action="store_true", help="the checkpoint with the best metric on the first set")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--raw", dest="weights", action="store_const", const="raw", help="the parameters themselves")
     weights.add_argument("--ema", dest="weights", action="store_const", const="ema", help="their moving average")
@@ -166,18 +182,20 @@ def _parser() -> command.Parser:
     )
     parser.add_argument("--sweep", metavar="FOLDER", help="compare the runs of train.py --sweep in FOLDER, and stop")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; default: eval/ in the workdir")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    processes.add_flags(parser)
-    return parser
+    return parser.with_shared_flags()
 
 
 NEVER_READ = ("optim", "checkpoint", "train")
 """Groups of keys that an evaluation does not read, but for the precision of the computation."""
 
 
+def _is_never_read(key: str) -> bool:
+    return key.partition(".")[0] in NEVER_READ and key not in ("train.precision", *MOVED)
+
+
 def _config(path: str, overrides: Mapping[str, str], saved: Mapping[str, Any] | None) -> Config:
     for key in overrides:
-        if key.partition(".")[0] in NEVER_READ and key not in ("train.precision", *MOVED):
+        if _is_never_read(key):
             raise ValueError(f"--config.{key}: an evaluation does not read it; it is a key of training")
     if path:
         return configs.load(path, overrides)

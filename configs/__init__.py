@@ -4,8 +4,9 @@
 """
 
 from configs.duration import Duration
-from configs.load import describe, differences, from_dict, load, replace, split_arguments, unread
+from configs.load import describe, differences, from_dict, keys, load, replace, split_arguments, unread
 from configs.schema import READS, Config, Field, as_dict, build, digest, flat_values, nearest
+from configs.shipped import names
 from configs.size import SIZE_KEY, Size, pair, transforms
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "digest",
     "flat_values",
     "from_dict",
+    "keys",
     "load",
+    "names",
     "nearest",
     "pair",
     "replace",

@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.duration import Duration
+from configs.group import Group
 from configs.schema import Field
 from configs.size import Size
 from configs.starts import WEIGHTS, Starts
@@ -56,7 +57,9 @@ FIELDS: dict[str, Any] = {
     },
     "data": {
         "name": Field(
-            "digits", "digits | a prepared TFDS set | folder:PATH | synthetic:classes=10,examples=1000,size=32."
+            "digits",
+            "digits | folder:PATH | hf:PATH | parquet:PATH | tar:PATH | a set that TFDS prepared | "
+            "synthetic:classes=10,examples=1000,size=32; `python -m data` lists them.",
         ),
         "directory": Field("", "Where TFDS sets are prepared; empty for TFDS's own default.", identity=False),
         "train_split": Field("train", "Split to train on; slices such as 'train[:90%]' are allowed."),
@@ -239,22 +242,22 @@ MOVED = {
 """Keys by the name that they had when tasks had no options of their own: older workdirs and command lines have them."""
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Group:
     """Returns the defaults as a dictionary that experiment files change; unknown keys raise."""
+    places: dict[str, str] = {}
 
-    def group(fields: dict[str, Any]) -> ConfigDict:
+    def group(fields: dict[str, Any], prefix: str) -> Group:
         values = {
             k: ConfigDict({}, type_safe=False)
             if isinstance(f, Field) and isinstance(f.default, dict)
             else f.default
             if isinstance(f, Field)
-            else group(f)
+            else group(f, f"{prefix}{k}.")
             for k, f in fields.items()
         }
-        # Types are checked by `configs.load`, with better messages and with durations written as text.
-        return ConfigDict(values, type_safe=False)
+        return Group(values, prefix, places)
 
-    config = group(FIELDS)
+    config = group(FIELDS, "")
     config.lock()
     for name in ("model", "optim", "task"):
         config[name].options.unlock()

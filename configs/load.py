@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import errors
-from configs import schema
+from configs import schema, shipped
 from configs.base import FIELDS, MOVED
+from configs.group import UnknownKey
 from configs.schema import Config, Field
 
 
@@ -44,20 +46,18 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """Runs `get_config` of a configuration file and applies overrides.
 
     Args:
-      path: `file.py` or `file.py:argument`; the argument is handed to `get_config`.
+      path: `file.py` or the name of an experiment of this folder (`configs.names`), either perhaps with `:argument`,
+        which is handed to `get_config`.
       overrides: values by dotted key, as text from the command line or as Python values.
 
     Raises:
       FileNotFoundError: no such file.
-      errors.FileOfUser: the file cannot be run; the message begins with `FILE:LINE`.
+      errors.FileOfUser: the file cannot be run, or sets what cannot be; the message begins with `FILE:LINE`.
       ValueError: unknown key, wrong type or impossible value; the message names the key, what it takes and the nearest
       name.
     """
     name, _, argument = path.partition(":")
-    file = Path(name)
-    if not file.is_file():
-        known = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise FileNotFoundError(f"--config={name}: no such file{schema.nearest(file.name, known)}")
+    file = _find(name)
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ValueError(f"--config={name}: is no Python file (.py) with a function get_config")
@@ -65,13 +65,48 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
+    except UnknownKey as error:
+        raise errors.FileOfUser(errors.in_file(error, file, kind=False)) from error
     except (ValueError, OSError):  # the file's own words, or ours about what it asked for
         raise
     except (Exception, SystemExit) as error:  # a file that calls sys.exit would end the command as if it were done
         raise errors.FileOfUser(errors.in_file(error, file)) from error
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict")
-    return from_dict(config.to_dict(), overrides)
+    try:
+        return from_dict(config.to_dict(), overrides)
+    except ValueError as error:
+        raise errors.FileOfUser(_placed(str(error), config, overrides or {})) from error
+
+
+def _find(name: str) -> Path:
+    """The file that `--config=name` means: a path, or the name of an experiment of this folder."""
+    file = Path(name)
+    if file.is_file():
+        return file
+    if name == file.name and not file.suffix and (known := shipped.file(name)).is_file():
+        return known
+    beside = {p.name: str(p) for p in file.parent.glob("*.py")} if file.parent.is_dir() else {}
+    # Of names of this folder and of files that lie where one was looked for, whichever is nearer.
+    names = shipped.names() if name == file.name else []
+    hint = schema.nearest(name, names) if not file.suffix else schema.nearest(file.name, beside)
+    hint = hint or schema.nearest(file.stem, names) or "; `python -m configs` lists names" * (name == file.name)
+    raise FileNotFoundError(f"--config={name}: no such file{hint}")
+
+
+def _placed(message: str, config: ConfigDict, overrides: Mapping[str, Any]) -> str:
+    """The message, after the place in a file where what it is about was set last; unless the command line set it."""
+    places = getattr(config, "places", {})
+    named = re.findall(r"[a-z_0-9]+(?:\.[A-Za-z_0-9]+)+", message.replace("config.", ""))
+    if any(key in named for key in overrides):
+        return message
+    place = next((places[key] for key in reversed(places) if key in named), "")
+    return f"{place}: {message}" if place else message
+
+
+def keys() -> dict[str, Field]:
+    """All keys by their dotted names, in the order in which they are declared."""
+    return schema.flatten(FIELDS)
 
 
 def from_dict(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:

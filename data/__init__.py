@@ -1,6 +1,6 @@
 """Data sets as records of typed fields, transforms, and streams that are pure functions of (seed, position)."""
 
-from data.catalog import open_files, open_source, register_source
+from data.catalog import open_files, open_source, register_source, sources
 from data.evaluation import EvalBatches, EvalPass, EvalPool, eval_batches, eval_pass
 from data.kinds import FieldSpec
 from data.pixels import Reading
@@ -29,5 +29,6 @@ __all__ = [
     "open_source",
     "parse_transforms",
     "register_source",
+    "sources",
     "train_stream",
 ]

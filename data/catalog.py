@@ -7,10 +7,13 @@ from typing import Protocol
 
 import naming
 from data.folder import open_class_folders, open_images
+from data.huggingface import open_hf
 from data.idx import open_idx
+from data.parquet import open_parquet
 from data.pixels import Reading
 from data.source import DecodedOnce, Info, ReadAs, Source
 from data.synthetic import open_synthetic
+from data.tar import open_tar
 from data.tfds_source import open_digits, open_tfds
 
 CACHE_POLICIES = ("auto", "memory", "none")
@@ -28,9 +31,12 @@ class Opener(Protocol):
 _OPENERS: dict[str, Opener] = {
     "digits": open_digits,
     "folder": open_class_folders,
+    "hf": open_hf,
     "idx": open_idx,
     "images": open_images,
+    "parquet": open_parquet,
     "synthetic": open_synthetic,
+    "tar": open_tar,
 }
 
 
@@ -39,14 +45,20 @@ def register_source(name: str, opener: Opener) -> None:
     _OPENERS[name] = opener
 
 
+def sources() -> dict[str, Opener]:
+    """Every kind of set that has a name here, with its opener; what TFDS prepared has names of its own."""
+    return dict(_OPENERS)
+
+
 def open_source(
     name: str, split: str, directory: str | None = None, cache: str = "auto", reading: Reading | None = None
 ) -> Source:
     """Opens a split of a data set.
 
     Args:
-        name: `digits`, `folder:PATH`, `idx:PATH` (MNIST's files), `images:PATH` (no labels), `synthetic[:options]`, a
-            registered name, `package.module:Function[:argument]` for an `Opener` of the user's, or the name of a set
+        name: `digits`, `folder:PATH`, `images:PATH` (no labels), `hf:PATH` (saved by Hugging Face's datasets),
+            `parquet:PATH`, `tar:PATH` (WebDataset's), `idx:PATH` (MNIST's files), `synthetic[:options]`, a registered
+            name, `package.module:Function[:argument]` for an `Opener` of the user's, or the name of a set
             that TFDS prepared as ArrayRecord (`name`, `name/config`, `name:version`).
         split: a split or part of one, such as `train`, `train[:90%]`, `train[100:200]+test`.
         directory: where prepared sets live; None for the default of the source.

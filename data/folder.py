@@ -28,8 +28,9 @@ def open_class_folders(argument: str, split: str, directory: str | None = None) 
 
     Split folders may have any usual spelling of `train`, `val` and `test` (`Training`, `dev`), and so may `split`; one
     that cannot be used is an error only where it is asked for. `val` also answers to `test` where there is no such
-    folder. Without split folders `test` holds a tenth of the files and `train` the rest, and adding files moves none of
-    the others. Files are ordered by the hash of their name, so that a slice of a split is a fair sample of it.
+    folder. Without split folders `test` holds a tenth of the files, which answers to `val` as well, and `train` the
+    rest; more files move none of the others. Files are ordered by the hash of their name, so that a slice of a split is
+    a fair sample of it.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -73,22 +74,49 @@ def _open_undivided(root: Path, split: str) -> Source:
             f"folder {printable(str(root))} holds no class folder; wanted <class>/*.jpg or train/<class>/*.jpg in it"
         )
     whole = _labelled(root, classes, complete=True)
-    files = {
-        "train": [item for item in whole if _hash(item[0]) >= TEST_SHARE],
-        "test": [item for item in whole if _hash(item[0]) < TEST_SHARE],
+    return _divided(root, split, _by_hash(whole), classes)
+
+
+def _by_hash(files: Files) -> dict[str, Files]:
+    """A tenth of them as `test` and the rest as `train`; more files move none of the others."""
+    return {
+        "train": [item for item in files if _hash(item[0]) >= TEST_SHARE],
+        "test": [item for item in files if _hash(item[0]) < TEST_SHARE],
     }
+
+
+def _divided(root: Path, split: str, files: dict[str, Files], classes: Iterable[str]) -> Source:
+    """A split of files that no folder divides; the part that is held out answers to `val` as well as to `test`."""
     sizes = {name: len(items) for name, items in files.items()}
-    return select(split, sizes, lambda name: ImageFiles(root, files[name], name, classes, sizes))
+    names = {name: name for name in files} | {"val": "test"}
+
+    def whole(name: str) -> Source:
+        return ImageFiles(root, files[names[name]], name, classes, sizes)
+
+    return select(split, {name: sizes[real] for name, real in names.items()}, whole)
 
 
 def open_images(argument: str, split: str = "all", directory: str | None = None) -> Source:
-    """`images:PATH`: every image below PATH in the order of its name, without labels; its one split is `all`."""
+    """`images:PATH`: images without labels, all below PATH as `all`, and the splits that its folders are named after.
+
+    `all` is in the order of the names. Without split folders `test` (or `val`) is a tenth of the files and `train` the
+    rest, by a hash of the name, as for class folders.
+    """
     root = find_folder("images", argument, directory)
-    files = [(name, -1) for name in sorted(tree.images(root))]
-    if not files:
+    everything = [(name, -1) for name in sorted(tree.images(root))]
+    if not everything:
         raise ValueError(f"folder {printable(str(root))} holds no image ({', '.join(tree.EXTENSIONS)})")
-    sizes = {"all": len(files)}
-    return select(split, sizes, lambda name: ImageFiles(root, files, name, (), sizes))
+    if names_in(split) == ["all"]:  # a stray folder is no reason to refuse it
+        sizes = {"all": len(everything)}
+        return select(split, sizes, lambda name: ImageFiles(root, everything, name, (), sizes))
+    named = _named_as_splits(root)
+    if not named:
+        ordered = sorted(everything, key=lambda item: (_hash(item[0]), item[0]))
+        return _divided(root, split, {**_by_hash(ordered), "all": everything}, ())
+    files = {usual: [item for item in everything if item[0].startswith(f"{at.name}/")] for usual, at in named.items()}
+    files["all"] = everything
+    sizes = {name: len(items) for name, items in files.items()}
+    return select(split, sizes, lambda name: ImageFiles(root, files[name], name, (), sizes))
 
 
 class ImageFiles(Source):
@@ -141,6 +169,13 @@ def find_folder(kind: str, argument: str, directory: str | None) -> Path:
 
 def _split_folders(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """The folders that are named as splits are, by the usual name: those that hold class folders, and the others."""
+    named = _named_as_splits(root)
+    divided = {usual: named[usual] for usual in SPELLINGS if usual in named and tree.folders(named[usual])}
+    return divided, {usual: folder for usual, folder in named.items() if usual not in divided}
+
+
+def _named_as_splits(root: Path) -> dict[str, Path]:
+    """The folders that are named as splits are, by the usual name."""
     named: dict[str, Path] = {}
     for name in tree.folders(root):
         usual = usual_name(name)
@@ -151,8 +186,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
             )
         if usual in SPELLINGS:
             named[usual] = root / name
-    divided = {usual: named[usual] for usual in SPELLINGS if usual in named and tree.folders(named[usual])}
-    return divided, {usual: folder for usual, folder in named.items() if usual not in divided}
+    return named
 
 
 def _classes(root: Path) -> dict[str, str]:

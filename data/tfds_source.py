@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from typing_extensions import override
 
+from data.cache import cache_directory, exclusive
 from data.kinds import FieldSpec
 from data.source import ArraySource, EncodedImage, Info, Record, Source
 from data.split import select
 from naming import unknown
 
-
-def cache_directory() -> Path:
-    """Where prepared sets live unless `data.directory` says otherwise: $FOVEA_CACHE, or ~/.cache/fovea."""
-    return Path(os.environ.get("FOVEA_CACHE") or Path.home() / ".cache" / "fovea")
+OUR_SETS = {"cifar10": "", "cifar100": "", "imagenet2012": " --manual_dir=DIR"}
+"""Sets that shipped configurations use, and what `tfds build` needs for them besides: DIR has the files that one has to
+fetch oneself.
+"""
+NEW = ", and docs/data.md for preparing one"
 
 
 def open_digits(argument: str, split: str, directory: str | None = None) -> Source:
@@ -33,7 +33,7 @@ def open_digits(argument: str, split: str, directory: str | None = None) -> Sour
     home = Path(directory) if directory else cache_directory()
     prepared = home / "digits" / "1.0.0"
     if not prepared.exists():
-        with _exclusive(home, "digits"):
+        with exclusive(home, "digits"):
             if not prepared.exists():
                 _prepare_digits(prepared)
     builder = _builder(prepared)
@@ -158,8 +158,14 @@ def _find(name: str, home: Path, others: tuple[str, ...]) -> Path:
     if wanted not in found:
         configs = [key for key in found if key.startswith(wanted + "/")]
         if len(configs) != 1:
+            if not configs and wanted in OUR_SETS:
+                raise FileNotFoundError(
+                    f"{wanted!r} is not prepared in {home} (see data.directory): `tfds build {wanted} "
+                    f"--file_format=array_record{OUR_SETS[wanted]}` does it once, in an environment with the extra "
+                    f"`prepare` (docs/data.md)"
+                )
             known = configs or [*found, *others]
-            raise FileNotFoundError(f"{unknown('data set', wanted, known)} (looked in {home}; see data.directory)")
+            raise FileNotFoundError(f"{unknown('data set', wanted, known)} (looked in {home}; see data.directory{NEW})")
         wanted = configs[0]
     versions = {path.name: path for path in found[wanted]}
     if version and version not in versions:
@@ -175,15 +181,6 @@ def _in_memory(source: Source) -> ArraySource:
     return ArraySource(
         columns, fields=info.fields, name=info.name, split=info.split, class_names=info.class_names, splits=info.splits
     )
-
-
-@contextlib.contextmanager
-def _exclusive(home: Path, name: str) -> Iterator[None]:
-    """Lets one process at a time prepare a set; the lock dies with its process."""
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / f".{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _prepare_digits(prepared: Path) -> None:

@@ -21,7 +21,13 @@ def folders(root: Path) -> tuple[str, ...]:
 
 
 def images(folder: Path, within: Path | None = None) -> list[str]:
-    """Paths of the images below `folder`, relative to it, with "/" between the parts on every system.
+    """Paths of the images below `folder`, as `files` gives them."""
+    return files(folder, EXTENSIONS, within)
+
+
+def files(folder: Path, endings: tuple[str, ...], within: Path | None = None) -> list[str]:
+    """Paths of the files below `folder` whose names end so, in small letters or large, relative to it, with "/"
+    between the parts on every system.
 
     Links are followed, but not to a folder that they lie in, nor to `within`, the whole that `folder` is a part of.
 
@@ -38,7 +44,7 @@ def images(folder: Path, within: Path | None = None) -> list[str]:
             found += [
                 prefix + entry.name
                 for entry in entries
-                if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and not _is_folder(entry)
+                if entry.name.lower().endswith(endings) and not entry.name.startswith(".") and not _is_folder(entry)
             ]
     return found
 

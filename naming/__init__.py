@@ -1,4 +1,4 @@
-"""Names that people type: the one that resembles them, and objects of a user's own modules.
+"""Names that people type: the one that resembles them, lists of them, and objects of a user's own modules.
 
 Nothing here knows of anything else in the house but `errors`, so that everything may use it.
 """

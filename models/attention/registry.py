@@ -92,6 +92,8 @@ def checked_options(name: str, options: Any) -> dict[str, Any]:
 
 def _find() -> None:
     for file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if file.name.startswith("_"):
+            continue
         module = importlib.import_module(f"models.attention.{file.name}")
         for entry in getattr(module, "MECHANISMS", ()):
             register_mechanism(entry)

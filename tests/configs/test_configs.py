@@ -1,13 +1,14 @@
 """Configuration files, overrides and their errors."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 
 import configs
 import errors
-from configs import schema
+from configs import schema, shipped
 from configs.base import FIELDS
 
 pytestmark = pytest.mark.smoke
@@ -273,3 +274,53 @@ def test_a_size_is_a_side_or_height_and_width(given, size):
 def test_what_is_no_size_is_refused(given):
     with pytest.raises(ValueError, match=r"config\.data\.image_size=.*takes one number of pixels .* or HEIGHTxWIDTH"):
         configs.load(QUICKSTART, {"data.image_size": given})
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("config.optim.lerning_rate = 1", r"5: config\.optim\.lerning_rate: no such key \(nearest: learning_rate\)$"),
+        ("config.modle.name = 'x'", r"5: config\.modle: no such key \(nearest: model\)$"),
+        (
+            "config.model.update({'dropuot': 0.1})",
+            r"5: config\.model\.dropuot: no such key \(nearest: dropout, drop_path",
+        ),
+        ("x = config['optim'].lr", r"5: config\.optim\.lr: no such key \(nearest: learning_rate\)$"),
+        ("config.optim.schedule = 'cosin'", r"5: config\.optim\.schedule='cosin': takes one of .*nearest: cosine\)$"),
+        ("config.optim.update({'schedule': 'cosin'})", r"5: config\.optim\.schedule='cosin'"),
+        (
+            "config.data.mean = (0, 0)\n    config.seed = 1",
+            r"5: config\.data\.std has 3 channels, config\.data\.mean 2",
+        ),
+        ("recipes.digits(config).data.batch_size = 'x'", r"5: config\.data\.batch_size='x': takes a whole number"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_told_with_its_line(tmp_path, body, said):
+    path = write(tmp_path, f"    {body}")
+    Path(path).write_text(Path(path).read_text().replace("import base", "import base, recipes"))
+    with pytest.raises(errors.FileOfUser, match=re.escape(path) + ":" + said) as error:
+        configs.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_command_line_gets_wrong_has_no_line_of_a_file(tmp_path):
+    path = write(tmp_path, "    config.optim.schedule = 'cosin'\n    config.data.mean = (0, 0)")
+    with pytest.raises(ValueError, match=r"^config\.optim\.schedule='cosn'"):
+        configs.load(path, {"optim.schedule": "cosn"})
+    with pytest.raises(ValueError, match=r"^config\.data\.std has 1 channels"):
+        configs.load(path, {"optim.schedule": "cosine", "data.std": "1"})
+    assert configs.load(path, {"optim.schedule": "cosine", "data.mean": "0,0,0"}).optim.schedule == "cosine"
+
+
+def test_an_experiment_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("quickstart").model.name == "nat_mini"
+    assert configs.load("finetune_folder:flowers").data.name == "folder:flowers"
+    (tmp_path / "quickstart").mkdir()
+    assert configs.load("quickstart").model.name == "nat_mini"
+    for name, near in (("quikstart", "quickstart"), ("vit_digit", "vit_digits"), ("quickstart.py", "quickstart")):
+        with pytest.raises(FileNotFoundError, match=rf"--config={name}: no such file \(nearest: {near}"):
+            configs.load(name)
+    with pytest.raises(FileNotFoundError, match="`python -m configs` lists names"):
+        configs.load("zzz")
+    assert {"base", "load", "schema"}.isdisjoint(shipped.names())

@@ -13,7 +13,7 @@ import tiny
 from PIL import Image
 
 import configs
-from configs import schema
+from configs import schema, shipped
 from configs.base import FIELDS
 from tasks import preprocessing
 from training.run import evaluate, feeding, loop
@@ -21,8 +21,7 @@ from training.run import sets as eval_sets
 from training.run.run import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = {"__init__", "base", "duration", "load", "recipes", "schema", "size", "starts"}
-SHIPPED = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in LIBRARY)
+SHIPPED = shipped.names()
 ON_DIGITS = tuple(name for name in SHIPPED if name == "quickstart" or name.endswith("_digits"))
 ARGUMENTS = {
     "vit_ti16_imagenet": ("", "big_vision"),

@@ -193,3 +193,42 @@ def test_names_that_are_not_utf8(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone does not exist") as caught:
         data.open_source(f"folder:{root}gone", "train")
     str(caught.value).encode()
+
+
+def test_undivided_folders_take_val_for_what_is_held_out(tmp_path):
+    for name in ("a", "b"):
+        for index in range(30):
+            save(tmp_path / name / f"{index}.png")
+    assert files(tmp_path, "val") == files(tmp_path, "test") == files(tmp_path, "validation")
+    assert 0 < len(files(tmp_path, "val")) < 20
+    assert not set(files(tmp_path, "val")) & set(files(tmp_path, "train"))
+    assert set(data.open_source(f"folder:{tmp_path}", "val").info.splits) == {"train", "test"}
+
+
+def plain(root, split):
+    source = data.open_source(f"images:{root}", split)
+    assert source.info.kinds == {"image": "image"}
+    return {os.path.relpath(source.describe(index), root) for index in range(len(source))}
+
+
+def test_images_without_classes_take_val(tmp_path):
+    for index in range(60):
+        save(tmp_path / f"{index}.png")
+    everything = plain(tmp_path, "all")
+    assert len(everything) == 60
+    assert plain(tmp_path, "val") == plain(tmp_path, "test")
+    assert plain(tmp_path, "val") | plain(tmp_path, "train") == everything
+    assert 0 < len(plain(tmp_path, "val")) < 20
+    assert not plain(tmp_path, "val") & plain(tmp_path, "train")
+
+
+def test_images_without_classes_are_divided_by_folders_named_as_splits(tmp_path):
+    for split, count in (("Train", 3), ("val", 2)):
+        for index in range(count):
+            save(tmp_path / split / "deep" / f"{index}.png")
+    save(tmp_path / "loose.png")
+    assert plain(tmp_path, "train") == {f"Train/deep/{index}.png" for index in range(3)}
+    assert plain(tmp_path, "validation") == {f"val/deep/{index}.png" for index in range(2)}
+    assert len(plain(tmp_path, "all")) == 6
+    with pytest.raises(ValueError, match=r"unknown split 'test'; .*allowed: all, train, val"):
+        plain(tmp_path, "test")

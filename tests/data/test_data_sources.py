@@ -147,6 +147,21 @@ def test_an_unknown_set_lists_the_nearest_prepared_one(cache):
         open_tfds("digits:2.0.0", "train", cache)
 
 
+@pytest.mark.parametrize(
+    ("name", "more"), [("cifar10", ""), ("imagenet2012", " --manual_dir=DIR"), ("cifar100:3.0.2", "")]
+)
+def test_a_set_of_a_shipped_configuration_says_how_it_is_prepared(tmp_path, name, more):
+    known = name.partition(":")[0]
+    with pytest.raises(FileNotFoundError) as caught:
+        open_tfds(name, "train", str(tmp_path))
+    assert str(caught.value) == (
+        f"{known!r} is not prepared in {tmp_path} (see data.directory): `tfds build {known} --file_format=array_record"
+        f"{more}` does it once, in an environment with the extra `prepare` (docs/data.md)"
+    )
+    with pytest.raises(FileNotFoundError, match=r"unknown data set 'cifar11'.*see data.directory, and docs/data.md"):
+        open_tfds("cifar11", "train", str(tmp_path))
+
+
 def test_all_kinds_of_tfds_features(tmp_path):
     """A set with text, mask, file name and features of no kind: written without TensorFlow, read by name/config."""
     import tensorflow_datasets as tfds

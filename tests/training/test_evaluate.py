@@ -23,7 +23,7 @@ import eval as eval_command
 import models
 from tasks import base, metrics
 from tasks.base import Picture
-from training.checkpoints import checkpoint
+from training.checkpoints import best, checkpoint
 from training.checkpoints.checkpoint_layout import params_sha256
 from training.distributed import facts, hostread
 from training.evaluation import generate, predict, results, trained
@@ -368,6 +368,7 @@ def test_an_impossible_set_is_named(entry, said):
         ([], "--workdir=FOLDER is missing"),
         (["--workdir=nowhere"], "nowhere"),
         (["--step=3"], "available: 2, 4"),
+        (["--step=2", "--best"], "--best: not allowed with argument --step"),
         (
             ["--config.data.eval_transforms=resize(12)|normalize"],
             "is 12x12 after config.data.eval_transforms, and this",
@@ -390,6 +391,39 @@ def test_bad_input_is_one_line_and_changes_nothing(workdir, capsys, arguments, s
     assert said in error
     assert len(error.splitlines()) == 1
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_the_best_checkpoint_is_chosen_by_its_metric(workdir, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    for scores, chosen in (({2: 0.9, 4: 0.1}, 2), ({2: 0.3, 4: 0.3}, 4), ({2: 0.3, 4: float("nan")}, 2)):
+        for step, value in scores.items():
+            (folder / "checkpoints" / str(step) / "metric.json").write_text(
+                json.dumps({"name": "top1", "value": value})
+            )
+        assert best.step(folder) == chosen
+        assert f"best of 2 checkpoints by top1: step {chosen}" in capsys.readouterr().err
+    assert run(f"--workdir={folder}", "--best", f"--output={tmp_path / 'out'}") == 0
+    assert json.loads((tmp_path / "out" / "test.json").read_text())["step"] == 2
+    (folder / "checkpoints" / "4" / "metric.json").unlink()
+    assert best.step(folder) == 2
+    assert capsys.readouterr().err.endswith("(0.3); 1 were not measured\n")
+    (folder / "checkpoints" / "2" / "metric.json").write_text('{"name": "loss", "value": 0.1}')
+    assert run(f"--workdir={folder}", "--best") == 2
+    assert re.search(r"--best: no checkpoint of \S+ was measured; --step=N takes one of 2, 4$", capsys.readouterr().err)
+    assert best.ranked({1: 2.0, 2: 1.0, 3: float("nan")}, "min") == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--best"], "--best: needs --workdir=FOLDER"),
+        (["--best", "--checkpoint=w.npz", "--config=quickstart"], "--best: --checkpoint=w.npz is a file of weights"),
+    ],
+)
+def test_the_best_is_one_of_several(arguments, said, capsys):
+    assert run(*arguments) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_run_without_averages_has_no_ema(workdir):

@@ -433,6 +433,41 @@ def test_overrides_of_a_workdir_stay_in_force(tmp_path, capsys):
         train.main([*command, "--config.seed=3"])
 
 
+def test_a_workdir_goes_on_without_its_configuration_file(tmp_path, capsys):
+    import train
+
+    folder = tmp_path / "run"
+    loop.train(tiny.config(**tiny.LINEAR), folder, terminal=tiny.quiet(), overrides={"seed": "0"})
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "4")
+    assert train.main([f"--workdir={folder}", "--config.train.steps=5"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["step"] == 5
+    assert json.loads((folder / "overrides.json").read_text()) == {"seed": "0", "train.steps": "5"}
+    capsys.readouterr()
+    assert train.main([f"--workdir={folder}"]) == 0
+    assert "complete at step 5" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"holds a run with another configuration \(seed: 0 -> 3\)"):
+        train.main([f"--workdir={folder}", "--config.seed=3"])
+    with pytest.raises(ValueError, match=r"config\.optim\.lerning_rate: no such key"):
+        train.main([f"--workdir={folder}", "--config.optim.lerning_rate=3"])
+    (folder / "config.json").write_text('{"optim": {"rate": 1}}')
+    with pytest.raises(ValueError, match=r"config\.json: cannot be read as a configuration of this version \(config"):
+        train.main([f"--workdir={folder}"])
+
+
+def test_a_new_run_needs_a_configuration(tmp_path):
+    import train
+
+    (tmp_path / "other").mkdir()
+    for name, said in (("other", "holds no run, and a"), ("othr", "is not there; nearest: .*other, and a")):
+        with pytest.raises(FileNotFoundError, match=rf"--workdir=\S+{name}: {said} new one needs --config=FILE"):
+            train.main([f"--workdir={tmp_path / name}"])
+    for arguments in ([], [f"--workdir={tmp_path}", "--sweep=seed=1,2"]):
+        with pytest.raises(ValueError, match="--config=FILE is missing, such as --config=quickstart"):
+            train.main(arguments)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["other"]
+
+
 # --- evaluations that fail --------------------------------------------------------------------------------------------
 
 

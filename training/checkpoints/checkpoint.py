@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from training.checkpoints import checkpoint_files as files
 from training.checkpoints import checkpoint_layout as layout
 from training.checkpoints import checksum, json_text, reading
+from training.checkpoints.best import ranked
 from training.checkpoints.checkpoint_files import InaccessibleCheckpoint, UnreadableCheckpoint
 from training.checkpoints.checkpoint_layout import params_sha256
 from training.checkpoints.reading import find, restore_for_eval
@@ -255,9 +256,8 @@ class Checkpointer:
     def _tidy(self) -> None:
         """Deletes checkpoints that are neither among the newest nor among the best."""
         steps = self.steps()
-        scored = [step for step in steps if not math.isnan(self._scores.get(step, math.nan))]
-        sign = 1 if self.best_mode == "max" else -1
-        best = sorted(scored, key=lambda step: (sign * self._scores[step], step), reverse=True)[: self.keep_best]
+        scores = {step: self._scores[step] for step in steps if step in self._scores}
+        best = ranked(scores, self.best_mode)[: self.keep_best]
         for step in steps[: -self.keep_last]:
             if step not in best and step not in self._unknown and jax.process_index() == 0:
                 files.remove(self.directory / str(step))

@@ -34,12 +34,14 @@ LONGEST = 120
 def versions() -> dict[str, str]:
     """Versions of Python, of Fovea and of the packages that a checkpoint depends on."""
     found = {"python": platform.python_version(), "fovea": release()}
-    for package in ("jax", "flax", "optax", "orbax-checkpoint"):
-        try:
-            found[package] = packages.version(package)
-        except packages.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: _version(package) for package in ("jax", "flax", "optax", "orbax-checkpoint")}
+
+
+def _version(package: str) -> str:
+    try:
+        return packages.version(package)
+    except packages.PackageNotFoundError:
+        return "not installed"
 
 
 def devices() -> str:

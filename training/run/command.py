@@ -11,49 +11,64 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import configs
 import errors
 import naming
-from training.distributed import launch, processes
+from naming import command_line
+from training.distributed import facts, launch, processes
+from training.run import completion
 from training.run.log import Terminal
 
 GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
 THREADS = 8  # of XLA, for each device that a CPU stands for
 
 
-class Parser(argparse.ArgumentParser):
-    """A command line whose errors are one line like every other, with the nearest flag."""
+class Parser(command_line.Parser):
+    """The command line of `train.py` or `eval.py`, which knows what a word that lacks its `--config` meant."""
 
-    def __init__(self, program: str, description: str):
-        super().__init__(
-            prog=program,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+    def with_shared_flags(self) -> Parser:
+        """The same, with the flags that both commands have behind its own."""
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        self.add_argument("--version", action=_Version, help="print version, commit and JAX's version, and stop")
+        self.add_argument(
+            "--completion",
+            choices=completion.SHELLS,
+            help=f'print a script that completes this command: eval "$(python {self.prog} --completion=bash)"',
         )
+        processes.add_flags(self)
+        return self
 
-    def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but an unknown flag is a ValueError that names the nearest."""
-        options, unknown = self.parse_known_args(arguments, namespace)
-        for action in self._actions:
-            # Where a variable of a script was empty, it would be as if the flag were not there.
-            if f"{action.option_strings[-1]}=" in (arguments or ()):
-                raise ValueError(f"{action.option_strings[-1]}=: needs a value")
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            close = naming.close(unknown[0].split("=")[0], flags, most=1)
-            raise ValueError(
-                f"{unknown[0]}: no such "
-                f"flag{f' (nearest: {close[0]})' if close else f'; there are: {chr(32).join(flags)}'}"
-            )
-        return options
+    def advice(self, word: str) -> str:
+        """As that of every command line, but for a key of the configuration, an experiment or its file."""
+        name, given, value = word.partition("=")
+        if not name.startswith("-") and not given and (name.endswith(".py") or name in configs.names()):
+            return f" (did you mean --config={name}?)"
+        key, keys = name.lstrip("-"), configs.keys()
+        group, dot, last = key.rpartition(".")
+        known = [key] if key in keys else [one for one in keys if one.endswith(f".{key}")]
+        if dot and not known and any(one.startswith(f"{key.partition('.')[0]}.") for one in keys):
+            beside = {one.rpartition(".")[2]: one for one in keys if one.startswith(f"{group}.")}
+            known = [beside[near] for near in naming.close(last, beside, most=1)] or [key]
+        if known:
+            return f"; a key of the configuration is set by --config.{known[0]}={value or 'VALUE'}"
+        return super().advice(word)
 
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of leaving."""
-        raise ValueError(message)
+
+class _Version(argparse.Action):
+    """Finds out only when it is asked for: the commit takes a moment."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        known = facts.versions()
+        others = ", ".join(f"{name} {known[name]}" for name in ("jax", "flax", "python"))
+        command_line.show(f"fovea {known['fovea']}, commit {facts.commit() or 'unknown'}, {others}")
+        parser.exit()
 
 
 def start_jax(

@@ -1,8 +1,8 @@
 """The folder of a run: what identifies it, and whether a configuration may continue it.
 
 `config.json` is the configuration, `overrides.json` what was set on the command line when the run began. Without the
-overrides the same run would have to be started with the same long line; with them `train.py --config=FILE
---workdir=FOLDER` continues it. `run.json` is what only this workdir has: an id, where the run branched from another
+overrides the same run would have to be started with the same long line; with both `train.py --workdir=FOLDER` continues
+it. `run.json` is what only this workdir has: an id, where the run branched from another
 one, and which keys were changed at which step.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
+import naming
 from configs import Config
 from training.checkpoints import json_text
 from training.checkpoints.whole import set_aside
@@ -98,6 +99,34 @@ def overrides(workdir: Path) -> dict[str, Any]:
     return _read(path) if path.exists() else {}
 
 
+def stored(workdir: Path, overrides: Mapping[str, Any]) -> Config:
+    """The configuration of the run that is there, with which it goes on.
+
+    Args:
+      overrides: values by dotted key, in place of those that it has.
+
+    Raises:
+      FileNotFoundError: there is no run; the line says what is missing.
+      ValueError: it is none of this version, or an override is wrong.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        there = "holds no run" if workdir.exists() else f"is not there{naming.beside(workdir)}"
+        raise FileNotFoundError(
+            f"--workdir={workdir}: {there}, and a new one needs --config=FILE, such as --config=quickstart"
+        )
+    values = _read(path)
+    _config_of(values, path)
+    return configs.from_dict(values, overrides)
+
+
+def _config_of(values: Mapping[str, Any], path: Path) -> Config:
+    try:
+        return configs.from_dict(values)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: cannot be read as a configuration of this version ({error})") from None
+
+
 def split_step(text: str) -> tuple[str, int | None]:
     """Takes `WORKDIR` or `WORKDIR@STEP` apart: an absolute path, and a step or None for the newest."""
     path, mark, step = text.rpartition("@")
@@ -143,11 +172,9 @@ def check(workdir: Path, config: Config) -> list[str]:
     if not saved.exists():
         return []
     values = _read(saved)
-    try:
-        refused = [text for text in configs.differences(values, config) if key_of(text) not in WHILE_RUNNING]
-        changed = differences(values, config)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{saved}: cannot be read as a configuration of this version ({error})") from None
+    _config_of(values, saved)
+    refused = [text for text in configs.differences(values, config) if key_of(text) not in WHILE_RUNNING]
+    changed = differences(values, config)
     if refused:
         raise ValueError(
             f"--workdir={workdir}: holds a run with another configuration ({shown(refused)}); use another workdir, "
