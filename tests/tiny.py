@@ -6,7 +6,7 @@ from pathlib import Path
 
 import configs
 from configs import base
-from training.run.log import Terminal
+from training.run.terminal import Terminal
 
 # Shared by all tests and their child processes: the same small programs are compiled once.
 CACHE = Path(tempfile.gettempdir()) / "fovea-test-cache"

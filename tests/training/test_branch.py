@@ -13,7 +13,7 @@ import data
 from training.checkpoints import checkpoint
 from training.optim import schedules
 from training.run import branch, loop, workdir
-from training.run.log import Terminal
+from training.run.terminal import Terminal
 
 TRUNK_DATA = tiny.TINY["data.name"]
 TRUNK = {

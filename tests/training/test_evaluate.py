@@ -29,7 +29,7 @@ from training.distributed import facts, hostread
 from training.evaluation import generate, predict, results, trained
 from training.run import command, evaluate, loop
 from training.run import sets as eval_sets
-from training.run.log import Terminal
+from training.run.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 SYNTHETIC = "synthetic:classes=6,examples=50,size=16"

@@ -10,9 +10,10 @@ import tiny
 
 import models
 from training.plans import chips
-from training.run import goodput, log, loop
-from training.run.log import Terminal
+from training.run import goodput, loop
+from training.run import terminal as shown
 from training.run.run import prepare
+from training.run.terminal import Terminal
 
 
 @pytest.fixture
@@ -159,8 +160,8 @@ def test_what_takes_time_is_shown_on_a_terminal_and_leaves_nothing():
 
 def test_a_pipe_is_told_only_of_what_takes_long(monkeypatch):
     """By a thread of its own: what takes long holds this one."""
-    monkeypatch.setattr(log, "QUIET_SECONDS", 0.2)
-    monkeypatch.setattr(log, "RENEWED_SECONDS", 0.01)
+    monkeypatch.setattr(shown, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(shown, "RENEWED_SECONDS", 0.01)
     pipe = io.StringIO()
     terminal = Terminal(pipe)
     terminal.say("begun")
@@ -174,8 +175,8 @@ def test_a_pipe_is_told_only_of_what_takes_long(monkeypatch):
 
 
 def test_a_process_that_shows_nothing_shows_nothing(monkeypatch):
-    monkeypatch.setattr(log, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(log, "RENEWED_SECONDS", 0.01)
+    monkeypatch.setattr(shown, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(shown, "RENEWED_SECONDS", 0.01)
     pipe = io.StringIO()
     with Terminal(pipe, quiet=True).busy("compiling the step"):
         time.sleep(0.05)

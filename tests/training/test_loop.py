@@ -27,8 +27,8 @@ from training.checkpoints import checkpoint
 from training.distributed import hostread
 from training.run import feeding, loop
 from training.run.health import check, healthy, noted
-from training.run.log import Terminal
 from training.run.run import prepare
+from training.run.terminal import Terminal
 
 
 def params_of(workdir, step=None):

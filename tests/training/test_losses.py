@@ -19,8 +19,8 @@ from tasks.losses import Loss
 from training.checkpoints import checkpoint
 from training.optim import optim
 from training.run import gradients, loop
-from training.run.log import Terminal
 from training.run.run import prepare
+from training.run.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {

@@ -17,7 +17,7 @@ import tasks
 from tasks.classification import Classification
 from training.checkpoints import partners
 from training.run import began, loop
-from training.run.log import Terminal
+from training.run.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 MEANING = re.compile(r"(?<![a-z<])(images?|pixels?|classes|class_names|num_classes|logits)(?![a-z/])")

@@ -20,7 +20,7 @@ from training.evaluation import report
 from training.evaluation.trained import Trained
 from training.run.evaluate import Results, scalars
 from training.run.evaluations import Samples
-from training.run.log import format_time
+from training.run.terminal import format_time
 
 
 def shown(results: Results, columns: Sequence[str]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from tasks.charts import COLOURS, HALF, percent, shorten, style, thousands
 from training.evaluation import report
 from training.evaluation.results import aligned, write_text
 from training.run import summary, sweep
-from training.run.log import format_time
+from training.run.terminal import format_time
 
 SEED = "seed"
 MOST_PANELS = 3

@@ -21,8 +21,8 @@ from training.checkpoints import initial, partners
 from training.distributed import mesh, processes
 from training.run.evaluate import Evaluator, Results
 from training.run.evaluations import Evaluations
-from training.run.log import Terminal
 from training.run.state import Flat
+from training.run.terminal import Terminal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,9 @@ from training.checkpoints import reading
 from training.distributed import hostread
 from training.run import workdir as workdirs
 from training.run.health import healthy
-from training.run.log import Terminal
 from training.run.run import Run
 from training.run.state import TrainState
+from training.run.terminal import Terminal
 
 FLAG = workdirs.RESUME_FROM
 # Of some keys any change, of others one between off and on; why the state is no use then.

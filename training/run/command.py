@@ -21,7 +21,7 @@ import naming
 from naming import command_line
 from training.distributed import facts, launch, processes
 from training.run import completion
-from training.run.log import Terminal
+from training.run.terminal import Terminal
 
 GPU_NODES = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, WSL, AMD
 THREADS = 8  # of XLA, for each device that a CPU stands for

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from training.distributed import preemption
-from training.run.log import Terminal
+from training.run.terminal import Terminal
 
 spent = 0.0  # seconds of this process, for whoever accounts for time
 

@@ -14,9 +14,10 @@ from training.distributed.preemption import Preempted, Signals
 from training.run import compiling, evaluate
 from training.run.evaluations import Evaluations
 from training.run.goodput import Ledger
-from training.run.log import Terminal, Writers
+from training.run.log import Writers
 from training.run.run import Run
 from training.run.state import TrainState
+from training.run.terminal import Terminal
 
 SAVED = "state saved; the same command continues"
 

@@ -28,9 +28,9 @@ from tasks.metrics import Metric
 from training.checkpoints import initial
 from training.distributed import hostread, mesh
 from training.run import compiling, feeding
-from training.run.log import Terminal
 from training.run.state import Flat
 from training.run.step import merge_partners
+from training.run.terminal import Terminal
 
 Results = dict[str, Any]
 KEPT_REASONS = 20

@@ -19,7 +19,7 @@ import jax
 from models.core import summary
 from training.checkpoints import json_text
 from training.checkpoints.whole import write_whole
-from training.run.log import format_time
+from training.run.terminal import format_time
 
 STEPS = "steps"
 CAUSES = ("start", "compilation", "data", "evaluation", "saving", "skipped", "redone")

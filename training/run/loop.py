@@ -32,11 +32,12 @@ from training.run.evaluations import Evaluations
 from training.run.goodput import Window
 from training.run.health import check as check_health
 from training.run.lock import Lock
-from training.run.log import Jsonl, Terminal, Writers
+from training.run.log import Jsonl, Writers
 from training.run.profile import Tracer
 from training.run.run import Run, prepare
 from training.run.state import TrainState
 from training.run.step import finish_metrics
+from training.run.terminal import Terminal
 
 MOST_STEPS_UNDER_WAY = 2
 NOTHING_TO_SAVE = "before the first step, with nothing to save; the same command continues"
