@@ -1,5 +1,6 @@
 """NAT (arXiv:2204.07143), DiNAT, DiNAT_s and their isotropic twins (arXiv:2209.15001)."""
 
+from models.core.aliases import read_names
 from models.families.nat.isotropic import IsotropicTransformer
 from models.families.nat.model import NeighborhoodTransformer
 from models.families.nat.variants import ISOTROPIC, PUBLISHED, VARIANTS
@@ -7,6 +8,13 @@ from models.families.nat.weights import isotropic_table, nat_table
 from models.weights.family import Family
 
 FAMILIES = (
-    Family("nat", NeighborhoodTransformer, VARIANTS, PUBLISHED, layouts={"torch": nat_table}),
+    Family(
+        "nat",
+        NeighborhoodTransformer,
+        VARIANTS,
+        PUBLISHED,
+        layouts={"torch": nat_table},
+        names=read_names(__file__),
+    ),
     Family("nat_isotropic", IsotropicTransformer, ISOTROPIC, layouts={"torch": isotropic_table}),
 )

@@ -1,8 +1,17 @@
 """Swin Transformer (arXiv:2103.14030): attention within windows, shifted in every other layer."""
 
+from models.core.aliases import read_names
 from models.families.swin.model import SwinTransformer
 from models.families.swin.variants import PUBLISHED, VARIANTS
 from models.families.swin.weights import SWIN_DIALECTS, swin_table
 from models.weights.family import Family
 
-FAMILY = Family("swin", SwinTransformer, VARIANTS, PUBLISHED, layouts={"torch": swin_table}, dialects=SWIN_DIALECTS)
+FAMILY = Family(
+    "swin",
+    SwinTransformer,
+    VARIANTS,
+    PUBLISHED,
+    layouts={"torch": swin_table},
+    dialects=SWIN_DIALECTS,
+    names=read_names(__file__),
+)

@@ -1,5 +1,6 @@
 """Vision Transformers: ViT, DeiT, DeiT-III, DINOv2, SigLIP and CLIP towers. The model is the isotropic host itself."""
 
+from models.core.aliases import read_names
 from models.families.vit.dialects import VIT_DIALECTS
 from models.families.vit.variants import PUBLISHED, VARIANTS
 from models.families.vit.weights import big_vision_table, torch_table
@@ -13,4 +14,5 @@ FAMILY = Family(
     PUBLISHED,
     layouts={"torch": torch_table, "big_vision": big_vision_table},
     dialects=VIT_DIALECTS,
+    names=read_names(__file__),
 )
