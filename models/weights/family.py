@@ -14,6 +14,7 @@ from models.core.aliases import Names, register_names
 from models.core.errors import unknown_name
 from models.core.published import Published, publish
 from models.core.registry import register
+from models.weights.huggingface import Keys
 from models.weights.table import Flat, Table
 
 
@@ -56,6 +57,7 @@ class Family:
       published: what papers and repositories report of variants.
       layouts: weight names by layout, each `model -> Table`; `"torch"` is the official PyTorch one.
       dialects: other names, tried in this order; each that recognizes a file rewrites it.
+      configs: how a `config.json` of Hugging Face reads as options of `model`, by its `model_type`.
       names: what other projects call the variants (`models.core.aliases`).
     """
 
@@ -65,6 +67,7 @@ class Family:
     published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
     layouts: Mapping[str, Callable[[Any], Table]] = dataclasses.field(default_factory=dict)
     dialects: tuple[Dialect, ...] = ()
+    configs: Mapping[str, Keys] = dataclasses.field(default_factory=dict)
     names: Names = dataclasses.field(default_factory=dict)
 
     def translate(self, arrays: Flat, model: Any) -> Translation:

@@ -15,6 +15,8 @@ from models.weights.family import FAMILIES, Family, register_family
 
 ALL = [(name, tag) for name, (one,) in aliases._MEANINGS.items() for tag in ("", *one.tags)]
 
+HUGGING = {"position_resample": "cubic"}
+
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(
@@ -25,16 +27,16 @@ ALL = [(name, tag) for name, (one,) in aliases._MEANINGS.items() for tag in ("",
         ("vit_small_patch16_224.dino", "vit_s16", {"num_classes": 0}),
         ("timm/vit_base_patch16_384.augreg_in1k", "vit_b16", {"image_size": 384}),
         ("hf-hub:timm/davit_tiny.msft_in1k", "davit_tiny", {}),
-        ("google/vit-base-patch16-224", "vit_b16", {"norm_eps": 1e-12}),
-        ("facebook/deit-small-distilled-patch16-224", "deit_s16_distilled", {"norm_eps": 1e-12}),
-        ("facebook/dinov2-small", "dinov2_s14", {"num_classes": 0, "position_resample": "cubic"}),
+        ("google/vit-base-patch16-224", "vit_b16", HUGGING | {"norm_eps": 1e-12}),
+        ("facebook/deit-small-distilled-patch16-224", "deit_s16_distilled", HUGGING | {"norm_eps": 1e-12}),
+        ("facebook/dinov2-small", "dinov2_s14", HUGGING | {"num_classes": 0}),
         ("facebook/dinov2-with-registers-small", "dinov2_s14_reg4", {"num_classes": 0, "prefix_positions": True}),
-        ("microsoft/swin-tiny-patch4-window7-224", "swin_tiny", {}),
-        ("google/siglip-base-patch16-224", "vit_b16_siglip", {"num_classes": 0}),
-        ("openai/clip-vit-base-patch32", "vit_b32_clip", {"num_classes": 512, "activation": "quick_gelu"}),
+        ("microsoft/swin-tiny-patch4-window7-224", "swin_tiny", {"pad_first": True}),
+        ("google/siglip-base-patch16-224", "vit_b16_siglip", HUGGING | {"num_classes": 0}),
+        ("openai/clip-vit-base-patch32", "vit_b32_clip", HUGGING | {"num_classes": 512, "activation": "quick_gelu"}),
         ("shi-labs/dinat-mini-in1k-224", "dinat_mini", {}),
         ("vit_b_16", "vit_b16", {}),
-        ("swin_t", "swin_tiny", {}),
+        ("swin_t", "swin_tiny", {"pad_first": True}),
         ("dinov2_vits14", "dinov2_s14", {"num_classes": 0}),
     ],
 )

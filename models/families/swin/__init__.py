@@ -4,6 +4,7 @@ from models.core.aliases import read_names
 from models.families.swin.model import SwinTransformer
 from models.families.swin.variants import PUBLISHED, VARIANTS
 from models.families.swin.weights import SWIN_DIALECTS, swin_table
+from models.families.swin.weights_huggingface import CONFIGS, HUGGINGFACE, huggingface_table
 from models.weights.family import Family
 
 FAMILY = Family(
@@ -11,7 +12,8 @@ FAMILY = Family(
     SwinTransformer,
     VARIANTS,
     PUBLISHED,
-    layouts={"torch": swin_table},
-    dialects=SWIN_DIALECTS,
+    layouts={"torch": swin_table, "huggingface": huggingface_table},
+    dialects=(*SWIN_DIALECTS, HUGGINGFACE),
+    configs=CONFIGS,
     names=read_names(__file__),
 )

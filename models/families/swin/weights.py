@@ -26,7 +26,7 @@ def swin_table(model: SwinTransformer) -> Table:
             linear(f"layers.{{}}.blocks.{{}}.{name}", f"stages.{{}}.blocks.{{}}.{name}")
             for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
         ),
-        *(_bias(stage, window) for stage, window in enumerate(_windows(model)) if window),
+        *(_bias(stage, window) for stage, window in enumerate(windows(model)) if window),
         norm("layers.{}.downsample.norm", "stages.{}.downsample.norm"),
         linear("layers.{}.downsample.reduction", "stages.{}.downsample.reduction"),
         norm("norm"),
@@ -61,7 +61,7 @@ def _bias(stage: int, window: Sequence[int]) -> Iterator[Row]:
     yield from relative_bias(theirs, f"stages.{stage}.blocks.{{}}.attn.relative_bias", window)
 
 
-def _windows(model: SwinTransformer) -> Iterator[Sequence[int] | None]:
+def windows(model: SwinTransformer) -> Iterator[Sequence[int] | None]:
     """Windows of each stage; None for another mechanism."""
     for stage in model.stages:
         first = getattr(stage.blocks, f"[0::{stage.blocks.group}]" if stage.blocks.scan else "0")

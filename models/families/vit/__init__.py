@@ -2,8 +2,10 @@
 
 from models.core.aliases import read_names
 from models.families.vit.dialects import VIT_DIALECTS
+from models.families.vit.huggingface import CONFIGS
 from models.families.vit.variants import PUBLISHED, VARIANTS
 from models.families.vit.weights import big_vision_table, torch_table
+from models.families.vit.weights_huggingface import HUGGINGFACE, huggingface_table
 from models.hosts.isotropic import VisionTransformer
 from models.weights.family import Family
 
@@ -12,7 +14,8 @@ FAMILY = Family(
     VisionTransformer,
     VARIANTS,
     PUBLISHED,
-    layouts={"torch": torch_table, "big_vision": big_vision_table},
-    dialects=VIT_DIALECTS,
+    layouts={"torch": torch_table, "big_vision": big_vision_table, "huggingface": huggingface_table},
+    dialects=(*VIT_DIALECTS, HUGGINGFACE),
+    configs=CONFIGS,
     names=read_names(__file__),
 )
