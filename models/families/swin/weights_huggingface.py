@@ -4,10 +4,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from models.families.swin.model import SwinTransformer
-from models.families.swin.weights import relative_bias, windows
+from models.families.swin.weights import bias_index, relative_bias, windows
 from models.weights.family import Dialect
 from models.weights.huggingface import Config, Keys, classes
 from models.weights.table import Flat, Row, Table, constant, conv, linear, norm
@@ -43,11 +41,8 @@ def _bias(body: str, stage: int, window: Sequence[int], model: SwinTransformer) 
     """The table of a stage, and the index into it that published files keep for each block."""
     theirs, table = f"{body}encoder.layers.{stage}.blocks.{{}}.attention.self", "relative_position_bias_table"
     yield from relative_bias(f"{theirs}.{table}", f"stages.{stage}.blocks.{{}}.attn.relative_bias", window)
-    rows, columns = np.mgrid[: window[0], : window[1]].reshape(2, -1)
-    down, right = (axis[:, None] - axis[None] + axis.max() for axis in (rows, columns))
-    index = (down * (2 * window[1] - 1) + right).astype(np.int64)
     for block in range(model.options.depths[stage]):
-        yield from constant(f"{theirs.format(block)}.relative_position_index", index)
+        yield from constant(f"{theirs.format(block)}.relative_position_index", bias_index(window))
 
 
 def _merging(body: str, stage: int) -> Iterator[Row]:

@@ -6,6 +6,7 @@ from models.families.vit.huggingface import CONFIGS
 from models.families.vit.variants import PUBLISHED, VARIANTS
 from models.families.vit.weights import big_vision_table, torch_table
 from models.families.vit.weights_huggingface import HUGGINGFACE, huggingface_table
+from models.families.vit.weights_torchvision import TORCHVISION, torchvision_table
 from models.hosts.isotropic import VisionTransformer
 from models.weights.family import Family
 
@@ -14,8 +15,13 @@ FAMILY = Family(
     VisionTransformer,
     VARIANTS,
     PUBLISHED,
-    layouts={"torch": torch_table, "big_vision": big_vision_table, "huggingface": huggingface_table},
-    dialects=(*VIT_DIALECTS, HUGGINGFACE),
+    layouts={
+        "torch": torch_table,
+        "big_vision": big_vision_table,
+        "huggingface": huggingface_table,
+        "torchvision": torchvision_table,
+    },
+    dialects=(*VIT_DIALECTS, HUGGINGFACE, TORCHVISION),
     configs=CONFIGS,
     names=read_names(__file__),
 )

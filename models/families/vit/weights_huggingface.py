@@ -34,10 +34,15 @@ def huggingface_table(model: VisionTransformer) -> Table:
     Raises:
       ValueError: Hugging Face has no such model.
     """
+    refuse_unlike(model, "Hugging Face")
+    return _KINDS[kind_of_model(model)](model)
+
+
+def refuse_unlike(model: VisionTransformer, whose: str) -> None:
+    """ValueError for a model with parts that neither Hugging Face nor torchvision has."""
     for option, value in _WITHOUT.items():
         if getattr(model.options, option) != value:
-            raise ValueError(f"Hugging Face has no ViT with {option}={getattr(model.options, option)!r}")
-    return _KINDS[kind_of_model(model)](model)
+            raise ValueError(f"{whose} has no ViT with {option}={getattr(model.options, option)!r}")
 
 
 def kind_of_model(model: VisionTransformer) -> str:

@@ -123,6 +123,15 @@ def evaluate_huggingface(model: SwinTransformer, inputs: Values, config: Config,
     return values
 
 
+_TORCHVISION = {"embed_dim": "width", "num_heads": "heads", "window_size": "window"}
+
+
+def torchvision_options(config: Config) -> dict[str, Any]:
+    """Of torchvision's SwinTransformer."""
+    given = arguments(config, {"mlp_ratio": 4.0, "num_classes": 1000})
+    return {_TORCHVISION.get(key, key): _tuples(value) for key, value in given.items()} | {"pad_first": True}
+
+
 REFERENCES = (
     Reference(
         name="swin",
@@ -138,5 +147,14 @@ REFERENCES = (
         golden=("hf_swin*",),
         evaluate=evaluate_huggingface,
         stacked=True,
+    ),
+    Reference(
+        name="swin_torchvision",
+        of="swin",
+        options=torchvision_options,
+        golden=("torchvision_swin*",),
+        evaluate=evaluate_swin,
+        stacked=True,
+        sized=True,
     ),
 )

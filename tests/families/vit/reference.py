@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from families.vit.config import pool_options, vit_options
-from official_config import Config, huggingface_options
+from official_config import Config, arguments, huggingface_options
 from references import Reference, Values
 
 import models
@@ -88,6 +89,23 @@ def _of_images(model: VisionTransformer, x: jax.Array, kind: str) -> Values:
     }
 
 
+_TORCHVISION = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "num_layers": "depth",
+    "num_heads": "heads",
+    "hidden_dim": "width",
+    "mlp_dim": "mlp_width",
+    "num_classes": "num_classes",
+    "representation_size": "pre_logits",
+}
+
+
+def torchvision_options(config: Config) -> dict[str, Any]:
+    """Of torchvision's VisionTransformer."""
+    return {_TORCHVISION[key]: value for key, value in arguments(config).items()}
+
+
 REFERENCES = (
     Reference(
         name="vit",
@@ -103,6 +121,14 @@ REFERENCES = (
         golden=("hf_vit*", "hf_deit*", "hf_dinov2*", "hf_siglip*", "clip_vision*"),
         evaluate=evaluate_huggingface,
         inputs=("x", "interp/x"),
+        stacked=True,
+    ),
+    Reference(
+        name="vit_torchvision",
+        of="vit",
+        options=torchvision_options,
+        golden=("torchvision_vit*",),
+        evaluate=evaluate_vit,
         stacked=True,
     ),
     Reference(
