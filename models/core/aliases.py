@@ -79,10 +79,7 @@ def meaning(name: str) -> tuple[str, dict[str, Any]] | None:
     Raises:
       ValueError: the name means several things, or has a tag that there is not.
     """
-    plain = name
-    for hub in HUBS:
-        plain = plain.removeprefix(hub)
-    base, dot, tag = (plain, "", "") if plain in _MEANINGS else plain.partition(".")
+    base, dot, tag = _parted(name)
     found = _MEANINGS.get(base, [])
     if dot:
         tagged = [one for one in found if tag in one.tags]
@@ -97,6 +94,19 @@ def meaning(name: str) -> tuple[str, dict[str, Any]] | None:
         ways = ", ".join(f"{_shown(*one)} ({of.source})" for one, of in zip(meant, found, strict=True))
         raise ValueError(f"model name {name!r} is ambiguous: {ways}; say which of these")
     return meant[0]
+
+
+def repository(name: str) -> str | None:
+    """The repository at the Hugging Face Hub that has the weights of a name, of timm's or of Hugging Face's; timm's
+    without a tag are its first. None for another name.
+    """
+    base, dot, tag = _parted(name)
+    for one in _MEANINGS.get(base, []):
+        if one.source == "huggingface":
+            return base
+        if one.source == "timm" and one.tags:
+            return f"timm/{base}.{tag if dot else next(iter(one.tags))}"
+    return None
 
 
 def names_of(variant: str) -> Iterator[Meaning]:
@@ -128,6 +138,13 @@ def _words(name: str) -> list[str]:
 
 
 _SEPARATED = re.compile(r"[a-z].*[-_]")
+
+
+def _parted(name: str) -> tuple[str, str, str]:
+    """A name without what says that it is at the Hub, the dot behind it, and the tag."""
+    for hub in HUBS:
+        name = name.removeprefix(hub)
+    return (name, "", "") if name in _MEANINGS else name.partition(".")
 
 
 def _shown(variant: str, options: Mapping[str, Any]) -> str:
