@@ -196,7 +196,7 @@ def _fit(model: nnx.Module, weights: Weights) -> _Fitted:
     return _Fitted(loaded, notes, report.differences(loaded, own, reading, problems), not_finite)
 
 
-_UNSEEN = ("activation", "norm_eps", "pad_first", "dilations", "heads")
+_UNSEEN = ("activation", "norm_eps", "pad_first", "heads")
 """Options that change a function and that no array shows."""
 
 

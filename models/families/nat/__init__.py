@@ -5,6 +5,7 @@ from models.families.nat.isotropic import IsotropicTransformer
 from models.families.nat.model import NeighborhoodTransformer
 from models.families.nat.variants import ISOTROPIC, PUBLISHED, VARIANTS
 from models.families.nat.weights import isotropic_table, nat_table
+from models.families.nat.weights_huggingface import CONFIGS, HUGGINGFACE, huggingface_table
 from models.weights.family import Family
 
 FAMILIES = (
@@ -13,7 +14,9 @@ FAMILIES = (
         NeighborhoodTransformer,
         VARIANTS,
         PUBLISHED,
-        layouts={"torch": nat_table},
+        layouts={"torch": nat_table, "huggingface": huggingface_table},
+        dialects=(HUGGINGFACE,),
+        configs=CONFIGS,
         names=read_names(__file__),
     ),
     Family("nat_isotropic", IsotropicTransformer, ISOTROPIC, layouts={"torch": isotropic_table}),
