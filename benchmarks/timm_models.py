@@ -5,63 +5,27 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import re
 import sys
 import types
 from typing import Any
 
-SIZES = {
-    "ti": "tiny",
-    "s": "small",
-    "m": "medium",
-    "b": "base",
-    "l": "large",
-    "h": "huge",
-    "g": "giant",
-    "gopt": "giantopt",
-    "G": "gigantic",
-    "so400m": "so400m",
-}
-# Of `vit_{size}{patch}` timm has these; of the CLIP towers and DINOv2 all that there are here.
-VIT = ("ti16", "s8", "s16", "s32", "b8", "b16", "b32", "l14", "l16", "l32", "h14", "g14", "G14")
-# SigLIP's towers are for 256 pixels there, but for two; a model of ours has the positions of its own image size.
-SIGLIP = {"b16": 224, "so400m14": 224}
-SWIN_WINDOW = {224: 7, 384: 12}
+from models.core.aliases import Meaning, names_of
+from models.core.registry import image_size
+
+ALIKE = {"image_size", "activation", "num_classes"}
+"""Options that change nothing of a model but its positions, its classifier and a function."""
 
 
 def timm_name(variant: str) -> str | None:
-    """What timm calls the model of a variant; None where it has none."""
-    for pattern, rename in _RULES.items():
-        if match := re.fullmatch(pattern, variant):
-            return rename(match)
-    return None
+    """What timm calls the model of a variant, perhaps for images of another size; None where it has none."""
+    side = image_size(variant)
 
+    def unlike(one: Meaning) -> tuple[Any, ...]:
+        # Names that timm no longer uses have no tags.
+        return not one.tags, abs(one.options.get("image_size", side) - side), len(one.options), one.name
 
-def _vit(match: re.Match[str]) -> str | None:
-    family, size, patch, kind = match["family"], SIZES.get(match["size"]), match["patch"], match["kind"] or ""
-    short = f"{match['size']}{patch}"
-    if size is None or (family == "vit" and not kind and short not in VIT):
-        return None
-    if family == "dinov2":
-        return f"vit_{size}_patch{patch}{kind}_dinov2"
-    if kind == "_siglip":
-        return f"vit_{size}_patch{patch}_siglip_{SIGLIP.get(short, 256)}"
-    if kind == "_clip":
-        return f"vit_{size}_patch{patch}_clip_224"
-    return f"{family}_{size}{kind}_patch{patch}_224"
-
-
-_RULES = {
-    r"vit_(wee|little|medium|betwixt)16_reg(\d)": lambda m: f"vit_{m[1]}_patch16_reg{m[2]}_gap_256",
-    r"(?P<family>vit|deit3?|dinov2)_(?P<size>[a-zA-Z]+|so400m)(?P<patch>\d+)"
-    r"(?P<kind>_distilled|_reg4|_siglip|_clip)?": _vit,
-    r"swin_(\w+?)(?:_(384))?": lambda m: f"swin_{m[1]}_patch4_window{SWIN_WINDOW[int(m[2] or 224)]}_{m[2] or 224}",
-    r"maxvit_(tiny|small|base|large|xlarge)(?:_(\d+))?": lambda m: f"maxvit_{m[1]}_tf_{m[2] or 224}",
-    r"volo_(d\d)(?:_(\d+))?": lambda m: f"volo_{m[1]}_{m[2] or 224}",
-    r"davit_(tiny|small|base|large|huge|giant|base_fl|huge_fl)": lambda m: f"davit_{m[1]}",
-    r"(halonet26t|halonet50ts|sehalonet33ts|halonet_h1|eca_halonext26ts|haloregnetz_b)": lambda m: m[1],
-    r"halo2botnet50ts": lambda m: "halo2botnet50ts_256",
-}
+    found = [one for one in names_of(variant) if one.source == "timm" and one.options.keys() <= ALIKE]
+    return min(found, key=unlike).name if found else None
 
 
 def create(name: str, **options: Any) -> Any:

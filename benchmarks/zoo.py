@@ -1,6 +1,7 @@
 """The table of docs/models.md: every registered model, what it costs, and how fast it is.
 
     python -m benchmarks.zoo [--only swin_small 'vit_*16'] [--cpu=one] [--tpu=all] [--refresh] [--print]
+    python -m benchmarks.zoo --names   # the names of other projects alone, which are there at once
 
 Parameters, multiply-adds and activation memory are traced every time, for every model, which takes minutes. What takes
 longer is kept in benchmarks/zoo_figures/, so that the table is written again without measuring again:
@@ -31,7 +32,8 @@ from flax import nnx
 
 import models
 from benchmarks import timm_models
-from benchmarks.pages import marks, write_between
+from benchmarks.pages import markdown, marks, write_between
+from models.core.aliases import Meaning, names_of
 from models.core.published import PUBLISHED
 from models.core.registry import image_size
 from models.core.summary import Cost
@@ -203,6 +205,24 @@ def table() -> str:
     return "\n\n".join([*parts, *sources])
 
 
+def names_table() -> str:
+    """What other projects call our variants, and what is said to a variant for it."""
+    found = {variant: list(names_of(variant)) for variant in models.names()}
+    sources = list(dict.fromkeys(one.source for ones in found.values() for one in ones))
+    rows = [
+        {"name": f"`{variant}`"}
+        | {source: "<br>".join(_as_said(one) for one in ones if one.source == source) for source in sources}
+        for variant, ones in found.items()
+        if ones
+    ]
+    return markdown(rows)
+
+
+def _as_said(one: Meaning) -> str:
+    said = ", ".join(f"{option}={value}" for option, value in one.options.items())
+    return f"`{one.name}`" + (f" ({said})" if said else "")
+
+
 def rows_of(page: str) -> dict[str, dict[str, str]]:
     """Cells of a page's tables by variant and column."""
     found: dict[str, dict[str, str]] = {}
@@ -223,7 +243,11 @@ def main() -> None:
     parser.add_argument("--tpu", choices=("none", "one", "all"), default="none")
     parser.add_argument("--refresh", action="store_true", help="measure again what has figures")
     parser.add_argument("--print", action="store_true", help="leave the page as it is")
+    parser.add_argument("--names", action="store_true", help="the names of other projects alone; nothing is traced")
     options = parser.parse_args()
+    if options.names:
+        write_between(PAGE, "names", names_table())
+        return
     if options.tpu != "none":
         from training.plans import chips
 
@@ -237,6 +261,7 @@ def main() -> None:
     print(text)
     if not options.print:
         write_between(PAGE, "table", text)
+        write_between(PAGE, "names", names_table())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Constructor arguments of official classes as a reference file writes them down."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,16 @@ def arguments(config: Config, defaults: Config = {}) -> dict[str, Any]:  # noqa:
     """The constructor arguments in a config: descriptions taken out, defaults filled in."""
     given = {key: value for key, value in config.items() if not key.startswith("_") and key not in NOTES}
     return dict(defaults) | given
+
+
+def huggingface_options(configs: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Our options for the `config.json` that the library of a reference file's time wrote for it.
+
+    Args:
+      configs: those of a family, by `model_type`.
+    """
+    written = json.loads(config["_hf_config_json"])
+    return configs[written["model_type"]].read(written)
 
 
 def named_object(value: Any) -> tuple[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ class Reference:
     """An official implementation of a family, of a module alone, or of an operator.
 
     Attributes:
-      name: that of the family, where it is one of `models`.
+      name: that of the family, where it is one of `models` and `of` does not say it.
       options: official constructor arguments to keyword arguments of `model`. Keys in `official_config.NOTES` and those
         that start with `_` are descriptions; any other key without a counterpart is a ValueError.
       golden: patterns of the names of reference files.
@@ -36,6 +36,7 @@ class Reference:
       inputs: patterns of the names of their inputs.
       module: of a module alone, its class and table of weights, which then is a family of its own.
       stacked: the model takes `scan`.
+      of: the family, where it has another name: one of several projects that have models of it.
       sized: the model is made for a size of images, of which its official class knows nothing: that of `x`.
     """
 
@@ -47,11 +48,12 @@ class Reference:
     module: tuple[type[nnx.Module], Callable[[Any], Any]] | None = None
     stacked: bool = False
     sized: bool = False
+    of: str = ""
 
     @property
     def family(self) -> Family | None:
         """What `models` knows of it; None for an operator."""
-        return FAMILIES.get(self.name)
+        return FAMILIES.get(self.of or self.name)
 
     def build(self, config: Config, **overrides: Any) -> nnx.Module | None:
         """Our model for official constructor arguments, abstract (its leaves are shapes); None for an operator."""

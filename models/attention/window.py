@@ -30,8 +30,8 @@ class WindowAttention(ProjectedMechanism):
 
     A map that the windows do not divide is padded with zeros on the right and at the bottom before the projections,
     and cropped after the attention, as in timm's Swin and DaViT: the padding is keys like any others. A shifted map is
-    rolled first and padded then, as in timm (Microsoft's code for detection has it the other way round; without padding
-    they are the same).
+    rolled first and padded then, as in timm; `pad_first` has it the other way round (without padding they are the
+    same).
 
     Args:
       window: rows and columns of a window; a number for both.
@@ -41,6 +41,7 @@ class WindowAttention(ProjectedMechanism):
       scale: of the logits; `head_width ** -0.5` unless given.
       head_width: channels of a head; `width / heads` unless given.
       padding: False makes a map that the windows do not divide an error.
+      pad_first: a map is padded before it is shifted, as by Microsoft (in detection), Hugging Face and torchvision.
       dropout: on probabilities.
       implementation: see `attn.window_attention`.
 
@@ -67,6 +68,7 @@ class WindowAttention(ProjectedMechanism):
         scale: float | None = None,
         head_width: int | None = None,
         padding: bool = True,
+        pad_first: bool = False,
         qkv_bias: bool = True,
         proj_bias: bool = True,
         qk_norm: bool = False,
@@ -83,7 +85,7 @@ class WindowAttention(ProjectedMechanism):
         rows, columns = per_axis("window", window, 2, 1)
         self.window: tuple[int, int] = (rows, columns)
         self.shift = _shift(shift, self.window, grid)
-        self.grid, self.padding = grid, padding
+        self.grid, self.padding, self.pad_first = grid, padding, pad_first
         self.scale, self.dropout, self.implementation = scale, dropout, implementation
         head_width = width // heads if head_width is None else head_width
         shared: dict[str, Any] = {"norm_eps": norm_eps, "init": init, "dtype": dtype, "rngs": rngs}
@@ -153,7 +155,7 @@ class WindowAttention(ProjectedMechanism):
         return self._rolled(cropped(self._rolled(x, larger, -1), larger, grid), grid, 1)
 
     def _rolled(self, x: Float[Array, "B N C"], grid: Grid, sign: int) -> Float[Array, "B N C"]:
-        if not any(self.shift):
+        if self.pad_first or not any(self.shift):
             return x
         down, right = self.shift
         return jnp.roll(x.reshape(x.shape[0], *grid.shape, -1), (sign * down, sign * right), (1, 2)).reshape(x.shape)

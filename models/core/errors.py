@@ -2,15 +2,19 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import naming
 
 
-def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """One line: the name, what is nearest, and what is allowed (shortened past a dozen)."""
+def unknown_name(kind: str, name: str, allowed: Iterable[str], near: Sequence[str] | None = None) -> str:
+    """One line: the name, what is nearest, and what is allowed (shortened past a dozen).
+
+    Args:
+      near: what is nearest, where the caller knows better than the likeness of letters.
+    """
     allowed = list(allowed)
-    close = naming.close(name, allowed, cutoff=0.4)
+    close = naming.close(name, allowed, cutoff=0.4) if near is None else near
     nearest = f"; nearest: {', '.join(close)}" if close else ""
     shown = ", ".join(allowed[:12]) + (f" and {len(allowed) - 12} more" if len(allowed) > 12 else "")
     return f"unknown {kind} {name!r}{nearest}; allowed: {shown}"

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 import naming
+from models.core.aliases import meaning, nearest
 from models.core.errors import unknown_name
 from models.core.state import merge, split
 
@@ -57,7 +58,7 @@ def names(pattern: str = "*") -> list[str]:
 
 
 def variant(name: str) -> dict[str, Any]:
-    """Options behind a name, as a copy. ValueError listing the nearest names if there is none."""
+    """Options behind a name, ours or another project's, as a copy. ValueError listing the nearest if there is none."""
     return dict(_lookup(name)[1])
 
 
@@ -82,8 +83,9 @@ def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> Any:
     """The named model with fresh parameters.
 
     Args:
-      name: of a variant, or `package.module:Class` for a class of the user's with `Options`, a dataclass, that is made
-        as `Class(options, rngs=...)`.
+      name: of a variant; one that timm, Hugging Face or torchvision have for it (docs/models.md); or
+        `package.module:Class` for a class of the user's with `Options`, a dataclass, that is made as
+        `Class(options, rngs=...)`.
       options: of the class of the model, in place of what the variant says; None for `image_size` is the variant's own.
 
     Raises:
@@ -157,6 +159,11 @@ def _lookup(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
         if not dataclasses.is_dataclass(getattr(model, "Options", None)):
             raise ValueError(f"model {name!r} has no Options: a dataclass that says what it is made of")
         return model, {}
-    if name not in _VARIANTS:
-        raise ValueError(unknown_name("model", str(name), names()))
-    return _VARIANTS[name]
+    if name in _VARIANTS:
+        return _VARIANTS[name]
+    meant = meaning(str(name))
+    if meant is None:
+        raise ValueError(unknown_name("model", str(name), names(), near=nearest(str(name), names())))
+    variant, options = meant
+    model, arguments = _VARIANTS[variant]
+    return model, {**arguments, **options}

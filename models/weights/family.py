@@ -10,8 +10,11 @@ from typing import Any
 
 from flax import nnx
 
+from models.core.aliases import Names, register_names
+from models.core.errors import unknown_name
 from models.core.published import Published, publish
 from models.core.registry import register
+from models.weights.huggingface import Keys
 from models.weights.preprocessing import Preprocessing
 from models.weights.table import Flat, Table
 
@@ -56,6 +59,8 @@ class Family:
       preprocessing: what images go through, by variant.
       layouts: weight names by layout, each `model -> Table`; `"torch"` is the official PyTorch one.
       dialects: other names, tried in this order; each that recognizes a file rewrites it.
+      configs: how a `config.json` of Hugging Face reads as options of `model`, by its `model_type`.
+      names: what other projects call the variants (`models.core.aliases`).
     """
 
     name: str
@@ -65,6 +70,8 @@ class Family:
     preprocessing: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
     layouts: Mapping[str, Callable[[Any], Table]] = dataclasses.field(default_factory=dict)
     dialects: tuple[Dialect, ...] = ()
+    configs: Mapping[str, Keys] = dataclasses.field(default_factory=dict)
+    names: Names = dataclasses.field(default_factory=dict)
 
     def translate(self, arrays: Flat, model: Any) -> Translation:
         """Arrays of a file in the names of a layout, by each dialect that recognizes them."""
@@ -86,7 +93,14 @@ def register_family(family: Family) -> None:
     """Makes a family, its variants and what is published of them known. ValueError for a name that is taken."""
     if family.name in FAMILIES:
         raise ValueError(f"family {family.name!r} is already registered")
+    for names in family.names.values():
+        for name, entry in names.items():
+            if entry["variant"] not in family.variants:
+                raise ValueError(
+                    unknown_name(f"variant of {family.name!r} for {name!r}", entry["variant"], family.variants)
+                )
     register(family.model, family.variants)
+    register_names(family.names)
     publish(family.published)
     FAMILIES[family.name] = family
 

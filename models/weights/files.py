@@ -57,6 +57,7 @@ class Weights:
       notes: sentences for the user: which of several sets was taken, and what was left out.
       source: the path; empty for a mapping.
       class_names: of the classifier, where the file says them (`write_safetensors`).
+      config: what Hugging Face's `config.json` beside the file says; empty where there is none.
     """
 
     arrays: dict[str, np.ndarray]
@@ -64,6 +65,7 @@ class Weights:
     notes: list[str]
     source: str
     class_names: tuple[str, ...] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(

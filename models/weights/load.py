@@ -12,7 +12,7 @@ from flax import nnx
 
 from models.core.errors import unknown_name
 from models.core.state import Flat, split, stack, unrolled, unstack
-from models.weights import files, report
+from models.weights import files, hub, report
 from models.weights.adapt import STEPS, classes_of
 from models.weights.family import family_of
 from models.weights.files import Weights, write_safetensors
@@ -23,7 +23,14 @@ from models.weights.wrappings import WHICH
 Source = str | os.PathLike[str] | Mapping[str, Any] | Weights
 
 
-def load_weights(model: nnx.Module, source: Source, which: str | None = None) -> list[str]:
+def load_weights(
+    model: nnx.Module,
+    source: Source,
+    which: str | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    download: bool = False,
+) -> list[str]:
     """Reads official weights into a model, in place.
 
     The names may be those of any dialect of the model's family (`docs/weights.md`). Arrays keep their dtype and
@@ -31,9 +38,12 @@ def load_weights(model: nnx.Module, source: Source, which: str | None = None) ->
 
     Args:
       model: changed only if everything fits.
-      source: a file (safetensors, `.npz`, `.pth`, `.pt`, `.bin`) or a mapping of names to arrays.
+      source: a file (safetensors, `.npz`, `.pth`, `.pt`, `.bin`), a folder of Hugging Face, the name of one at its
+        Hub, or a mapping of names to arrays.
       which: of several sets of weights in it, `"raw"` or `"ema"` (the moving average), or the key of one; None where
         there is one.
+      folder: where a name is looked for, in place of the Hugging Face cache.
+      download: a name that is not there is fetched, with `huggingface_hub`; nothing is without it.
 
     Returns:
       One sentence for each adaptation (a classifier that starts anew, positions that were resampled ...), and which
@@ -44,7 +54,7 @@ def load_weights(model: nnx.Module, source: Source, which: str | None = None) ->
       ValueError: the file cannot be read, holds several sets of weights, NaN or infinity, or does not fit the model
         (`models.weights.report.Misfit`, whose `report` lists everything); one line.
     """
-    params, state, notes = convert_weights(model, source, which)
+    params, state, notes = convert_weights(model, source, which, folder=folder, download=download)
     _, own_params, own_state = split(model)
     own = {**own_params, **own_state}
     loaded = {**stack(params, like=own_params), **stack(state, like=own_state)}
@@ -57,12 +67,15 @@ def load_weights(model: nnx.Module, source: Source, which: str | None = None) ->
     return notes
 
 
-def convert_weights(model: nnx.Module, source: Source, which: str | None = None) -> tuple[Flat, Flat, list[str]]:
+def convert_weights(
+    model: nnx.Module, source: Source, which: str | None = None, **found: Any
+) -> tuple[Flat, Flat, list[str]]:
     """Official weights as flat dictionaries with unrolled names, for code that holds no model.
 
     Args:
       model: says what is needed; it is not changed. Where a classifier starts anew, its own values are taken.
       source, which: see `load_weights`; or what `read` returned.
+      found: `folder` and `download`, as there.
 
     Returns:
       `(params, state, notes)`: NumPy arrays by unrolled name in the model's dtypes, and sentences as in `load_weights`.
@@ -70,7 +83,7 @@ def convert_weights(model: nnx.Module, source: Source, which: str | None = None)
     Raises:
       FileNotFoundError, ValueError: see `load_weights`.
     """
-    weights = read(model, source, which)
+    weights = read(model, source, which, **found)
     where = f"{weights.source}: " if weights.source else ""
     fitted = _fit(model, weights)
     if fitted.differences:
@@ -83,17 +96,17 @@ def convert_weights(model: nnx.Module, source: Source, which: str | None = None)
     return new_params, new_state, fitted.notes
 
 
-def compare_weights(model: nnx.Module, source: Source, which: str | None = None) -> str:
+def compare_weights(model: nnx.Module, source: Source, which: str | None = None, **found: Any) -> str:
     """All that differs between a source of weights and a model, as text of several lines; `fits` and what would be
     adapted where nothing does.
 
     Args:
-      model, source, which: see `load_weights`; nothing is changed.
+      model, source, which, found: see `convert_weights`; nothing is changed.
 
     Raises:
       FileNotFoundError, ValueError: the source cannot be read.
     """
-    weights = read(model, source, which)
+    weights = read(model, source, which, **found)
     fitted = _fit(model, weights)
     if fitted.differences:
         looks, _ = report.looks_like(weights.arrays, model)
@@ -101,12 +114,20 @@ def compare_weights(model: nnx.Module, source: Source, which: str | None = None)
     return fitted.not_finite or "\n".join(["fits", *fitted.notes])
 
 
-def read(model: nnx.Module, source: Source, which: str | None = None, *, choice: str = WHICH) -> Weights:
+def read(
+    model: nnx.Module,
+    source: Source,
+    which: str | None = None,
+    *,
+    choice: str = WHICH,
+    folder: str | os.PathLike[str] | None = None,
+    download: bool = False,
+) -> Weights:
     """The arrays of a source without what training scripts put around them, as `convert_weights` takes them.
 
     Args:
       model: its names are no wrappings.
-      source, which: see `load_weights`.
+      source, which, folder, download: see `load_weights`.
       choice: how the user says `which`, for messages: `"--{}"`.
 
     Raises:
@@ -116,7 +137,16 @@ def read(model: nnx.Module, source: Source, which: str | None = None, *, choice:
     if isinstance(source, Weights):
         return source
     table = family.layouts["torch"](model) if "torch" in family.layouts else None
-    return files.read(source, which, knows=table.knows if table else lambda name: False, choice=choice)
+    options: dict[str, Any] = {"knows": table.knows if table else lambda name: False, "choice": choice}
+    if isinstance(source, Mapping):
+        return files.read(source, which, **options)
+    found = hub.find(source, folder, download)
+    parts = [files.read(file, which, **options) for file in found.files]
+    whole = dataclasses.replace(parts[0], config=found.config)
+    whole.notes[:0] = [found.note] if found.note else []
+    for part in parts[1:]:
+        whole.arrays.update(part.arrays)
+    return whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +182,9 @@ def _read_names(model: nnx.Module, weights: Weights) -> tuple[Flat, list[str], R
 def _fit(model: nnx.Module, weights: Weights) -> _Fitted:
     own, notes, reading = _read_names(model, weights)
     typed, problems = _typed(reading.arrays, own), reading.problems
+    said, wrong = _unlike_config(model, weights.config)
+    notes += said
+    problems += wrong
     loaded = typed
     for step in STEPS:
         try:
@@ -162,6 +195,31 @@ def _fit(model: nnx.Module, weights: Weights) -> _Fitted:
     taken = {name: array for name, array in typed.items() if name in own and name in loaded}
     not_finite = _not_finite(taken, loaded, reading)
     return _Fitted(loaded, notes, report.differences(loaded, own, reading, problems), not_finite)
+
+
+_UNSEEN = ("activation", "norm_eps", "pad_first", "heads")
+"""Options that change a function and that no array shows."""
+
+
+def _unlike_config(model: nnx.Module, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Notes on what a `config.json` says of the function and the model does otherwise; and what makes it another one,
+    though the arrays fit.
+    """
+    keys = family_of(model).configs.get(str(config.get("model_type", "")))
+    if keys is None:
+        return [], []
+    try:
+        said = keys.read(config)
+    except ValueError as error:
+        return [f"config.json is not compared with the model: {error}"], []
+    own: Any = getattr(model, "options", None)
+    other = {
+        option: f"{option}={value!r} in config.json, {getattr(own, option)!r} in the model"
+        for option, value in said.items()
+        if option in _UNSEEN and getattr(own, option, value) != value
+    }
+    wrong = [other.pop("heads")] if "heads" in other else []
+    return list(other.values()), wrong
 
 
 def export_weights(

@@ -114,14 +114,17 @@ def test_weights_come_back_bit_for_bit(path):
     reference = reference_of(path.stem)
     model = built(reference, config, arrays)
     models.load_weights(model, weights)
-    if any(dialect.recognize(weights.keys()) for dialect in reference.family.dialects):
+    layout = reference.family.translate(weights, model).layout
+    if layout == "torch" and any(dialect.recognize(weights.keys()) for dialect in reference.family.dialects):
         pytest.skip("a dialect: its names are read, and written in those of the family")
-    exported = models.export_weights(model)
-    assert exported.keys() == weights.keys()
+    exported = models.export_weights(model, layout=layout)
+    # Not every version of a library keeps its buffers.
+    kept = {name for name in exported if name in weights or not name.endswith(".relative_position_index")}
+    assert kept == weights.keys()
     for name, value in weights.items():
         assert exported[name].dtype == value.dtype, name
-        if name.endswith(".num_batches_tracked"):
-            continue  # a counter that only cumulative averages use: not kept, written as zero
+        if name.endswith((".num_batches_tracked", ".mask_token")):
+            continue  # a counter that only cumulative averages use, what pretraining alone uses: written as zeros
         np.testing.assert_array_equal(exported[name], value, err_msg=name, strict=True)
 
 

@@ -10,7 +10,8 @@ from flax import nnx
 
 import models
 from benchmarks import timm_models
-from models.core.registry import image_size
+from models.core import aliases
+from models.core.registry import image_size, options_of_model
 
 torch = pytest.importorskip("torch", reason="needs the bench extra")
 pytest.importorskip("timm", reason="needs the bench extra")
@@ -83,3 +84,19 @@ def test_timm_has_the_model_with_as_many_parameters(name):
     options = {} if side == image_size(name) else {"image_size": side}
     ours = nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=nnx.Rngs(0), **options))
     assert sum(math.prod(value.shape) for value in models.split(ours)[1].values()) == theirs
+
+
+def test_timm_has_the_names_and_tags_with_as_many_classes():
+    """All that `names.json` say of timm; names without tags are those that it no longer uses."""
+    timm_models.create("vit_tiny_patch16_224")  # whether or not torchvision is there
+    from timm.models import get_pretrained_cfg, is_model
+
+    known = [
+        one for variant in models.names() for one in aliases.names_of(variant) if one.source == "timm" and one.tags
+    ]
+    assert len(known) > 150
+    for one in known:
+        assert is_model(one.name), one.name
+        for tag in ("", *one.tags):
+            full = f"{one.name}.{tag}" if tag else one.name
+            assert get_pretrained_cfg(full).num_classes == options_of_model(full)["num_classes"], full

@@ -1,5 +1,6 @@
 """DaViT (arXiv:2204.03645): attention between places and between channels in turn."""
 
+from models.core.aliases import read_names
 from models.families.davit.model import DualAttentionTransformer
 from models.families.davit.preprocessing import PREPROCESSING
 from models.families.davit.variants import PUBLISHED, VARIANTS
@@ -14,4 +15,5 @@ FAMILY = Family(
     PREPROCESSING,
     layouts={"torch": davit_table},
     dialects=DAVIT_DIALECTS,
+    names=read_names(__file__),
 )

@@ -42,6 +42,8 @@ class SwinOptions(StagesOptions):
         in `attention_options` stands for this one, and windows are shifted by half of it.
       shrink_windows: a window that the map of its stage, at `image_size`, is not larger than is that map, along each
         axis, and not shifted along it. Without this it is kept, shifted, and filled with zeros.
+      pad_first: a map that the windows do not divide is filled with zeros before it is shifted, as by Hugging Face and
+        torchvision, rather than after, as by timm; where nothing is filled they are the same.
       image_size: which windows are made for; images may have any size, and windows stay as they are.
       patch_size: side in pixels, or (height, width).
       stem_norm: a norm after the patch embedding.
@@ -53,6 +55,7 @@ class SwinOptions(StagesOptions):
     mlp_ratio: Positive | Sequence[Positive] = 4.0
     window: Count | Sequence[Count | tuple[Count, Count]] = 7
     shrink_windows: Flag = True
+    pad_first: Flag = False
     patch_size: Pair = 4
     stem_norm: Flag = True
     pool: str = "avg"
@@ -68,6 +71,7 @@ class SwinOptions(StagesOptions):
         return {
             "window": WINDOWED,
             "shrink_windows": ("window",),
+            "pad_first": ("window", "shifted_window"),
             "head_width": ("window", "shifted_window", "grid"),
         }
 
@@ -119,10 +123,11 @@ class SwinTransformer(Hierarchy):
                 attention_options=own,
                 grid=Grid(shape),
             )
-            others = windowed(size, shifted_window=heads, grid=heads)
+            order = {"pad_first": o.pad_first}
+            others = windowed(size, shifted_window={**heads, **order}, grid=heads)
             group = [
                 dataclasses.replace(
-                    options, attention_defaults={**others, "window": {"window": here, "shift": by, **heads}}
+                    options, attention_defaults={**others, "window": {"window": here, "shift": by, **heads, **order}}
                 )
                 for by in dict.fromkeys([(0, 0), shift])
             ]

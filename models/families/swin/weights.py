@@ -26,7 +26,7 @@ def swin_table(model: SwinTransformer) -> Table:
             linear(f"layers.{{}}.blocks.{{}}.{name}", f"stages.{{}}.blocks.{{}}.{name}")
             for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
         ),
-        *(_bias(stage, window) for stage, window in enumerate(_windows(model)) if window),
+        *(_bias(stage, window) for stage, window in enumerate(windows(model)) if window),
         norm("layers.{}.downsample.norm", "stages.{}.downsample.norm"),
         linear("layers.{}.downsample.reduction", "stages.{}.downsample.reduction"),
         norm("norm"),
@@ -56,12 +56,21 @@ def relative_bias(theirs: str, ours: str, window: Sequence[int]) -> Iterator[Row
     yield from custom(theirs, ours, to_ours, to_theirs)
 
 
+def bias_index(window: Sequence[int]) -> np.ndarray:
+    """Where a bias table of Swin has the entry of query and key, `[N, N]` for the N places of a window: a buffer that
+    several projects keep beside the table.
+    """
+    rows, columns = np.mgrid[: window[0], : window[1]].reshape(2, -1)
+    down, right = (axis[:, None] - axis[None] + axis.max() for axis in (rows, columns))
+    return (down * (2 * window[1] - 1) + right).astype(np.int64)
+
+
 def _bias(stage: int, window: Sequence[int]) -> Iterator[Row]:
     theirs = f"layers.{stage}.blocks.{{}}.attn.relative_position_bias_table"
     yield from relative_bias(theirs, f"stages.{stage}.blocks.{{}}.attn.relative_bias", window)
 
 
-def _windows(model: SwinTransformer) -> Iterator[Sequence[int] | None]:
+def windows(model: SwinTransformer) -> Iterator[Sequence[int] | None]:
     """Windows of each stage; None for another mechanism."""
     for stage in model.stages:
         first = getattr(stage.blocks, f"[0::{stage.blocks.group}]" if stage.blocks.scan else "0")
@@ -85,6 +94,8 @@ def _official(arrays: Flat, model: Any) -> tuple[Flat, list[str]]:
 
 
 def _is_official(names: Collection[str]) -> bool:
+    if any(name.startswith("features.") for name in names):
+        return False  # torchvision's, whose classifier has the same name
     return any(
         _BUFFER.fullmatch(name) or _CLASSIFIER.fullmatch(name) or name.startswith("layers.0.downsample.")
         for name in names

@@ -1,15 +1,17 @@
 """NAT, DiNAT and DiNAT_s, and the isotropic models, tied to SHI-Labs' implementation."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from families.vit.config import norm_eps
-from official_config import Config, arguments
+from official_config import Config, arguments, huggingface_options
 from references import Reference, Values
 
 from models.core.errors import unknown_name
+from models.families.nat import FAMILIES
 from models.families.nat.isotropic import IsotropicTransformer
 from models.families.nat.model import NeighborhoodTransformer
 
@@ -138,6 +140,14 @@ REFERENCES = (
         options=isotropic_options,
         golden=("nat_isotropic*", "dinat_isotropic*", "vitrpb*"),
         evaluate=evaluate_isotropic,
+        stacked=True,
+    ),
+    Reference(
+        name="nat_huggingface",
+        of="nat",
+        options=partial(huggingface_options, FAMILIES[0].configs),
+        golden=("hf_dinat*", "hf_nat*"),
+        evaluate=evaluate_nat,
         stacked=True,
     ),
 )

@@ -1,13 +1,15 @@
 """Swin, tied to timm's implementation."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from families.vit.config import norm_eps
-from official_config import Config, arguments, named_object
+from official_config import Config, arguments, huggingface_options, named_object
 from references import Reference, Values
 
 from models.core.errors import unknown_name
+from models.families.swin import FAMILY
 from models.families.swin.model import SwinTransformer
 from models.layers.pool import GLOBAL_POOLS
 
@@ -108,6 +110,28 @@ def evaluate_swin(model: SwinTransformer, inputs: Values, config: Config, stages
     return {"y": named["head"]} | {module: named[module] for module in stages}
 
 
+def evaluate_huggingface(model: SwinTransformer, inputs: Values, config: Config, stages: Sequence[str]) -> Values:
+    """What classes of Hugging Face return: a stage's output there is what the next one's merging gives here."""
+    outputs = model.features(inputs["x"].transpose(0, 2, 3, 1))
+    last = len(model.stages) - 1
+    maps = [outputs["embedded"], *(outputs[f"stages.{stage}.embedded"] for stage in range(1, last + 1))]
+    maps.append(outputs[f"stages.{last}"])
+    values = {"y": outputs["logits"]}
+    for number, x in enumerate(maps):
+        values[f"hidden_states{number}"] = x.reshape(x.shape[0], -1, x.shape[-1])
+        values[f"reshaped_hidden_states{number}"] = x.transpose(0, 3, 1, 2)
+    return values
+
+
+_TORCHVISION = {"embed_dim": "width", "num_heads": "heads", "window_size": "window"}
+
+
+def torchvision_options(config: Config) -> dict[str, Any]:
+    """Of torchvision's SwinTransformer."""
+    given = arguments(config, {"mlp_ratio": 4.0, "num_classes": 1000})
+    return {_TORCHVISION.get(key, key): _tuples(value) for key, value in given.items()} | {"pad_first": True}
+
+
 REFERENCES = (
     Reference(
         name="swin",
@@ -115,5 +139,22 @@ REFERENCES = (
         golden=("swin", "swin[0-9]*", "swin_*"),
         evaluate=evaluate_swin,
         stacked=True,
+    ),
+    Reference(
+        name="swin_huggingface",
+        of="swin",
+        options=partial(huggingface_options, FAMILY.configs),
+        golden=("hf_swin*",),
+        evaluate=evaluate_huggingface,
+        stacked=True,
+    ),
+    Reference(
+        name="swin_torchvision",
+        of="swin",
+        options=torchvision_options,
+        golden=("torchvision_swin*",),
+        evaluate=evaluate_swin,
+        stacked=True,
+        sized=True,
     ),
 )

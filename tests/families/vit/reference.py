@@ -1,15 +1,19 @@
 """The ViT family and the attention pooling of SigLIP, tied to timm's."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from families.vit.config import pool_options, vit_options
-from official_config import Config
+from official_config import Config, arguments, huggingface_options
 from references import Reference, Values
 
+import models
 from attn import Grid
 from models.core.call import Call
+from models.families.vit import FAMILY
 from models.families.vit.weights import attention_pool_rows
 from models.hosts.isotropic import VisionTransformer
 from models.layers.pool import AttentionPool
@@ -59,11 +63,71 @@ def evaluate_pool(model: AttentionPool, inputs: Values, config: Config, stages: 
     return {"y": model(inputs["x"], Call(Grid(inputs["x"].shape[1:2])))}
 
 
+def evaluate_huggingface(model: VisionTransformer, inputs: Values, config: Config, stages: Sequence[str]) -> Values:
+    """What classes of Hugging Face return; `interp/` for images of another size."""
+    found = _of_images(model, inputs["x"], str(config["cls"]))
+    if "interp/x" in inputs:
+        found |= {f"interp/{name}": x for name, x in _of_images(model, inputs["interp/x"], str(config["cls"])).items()}
+    return found
+
+
+def _of_images(model: VisionTransformer, x: jax.Array, kind: str) -> Values:
+    tap = models.record("probs", layers=range(model.depth))  # not of a pooling
+    outputs = model.features(official_images(x, model, {}), layers=range(model.depth), tap=tap)
+    hidden = [outputs["embedded"], *(outputs[f"blocks.{layer}"] for layer in range(model.depth))]
+    # The image tower of CLIP has its last norm in the pooling.
+    last = hidden[-1] if "CLIP" in kind else outputs["tokens"]
+    pooled = outputs["pooled"]
+    tokens = pooled if "Siglip" in kind else last
+    y = outputs["mean_logits"] if "mean_logits" in outputs else outputs.get("logits", tokens)
+    return {
+        "y": y,
+        "hidden_states": jnp.stack(hidden),
+        "attentions": tap["probs"],
+        "last_hidden_state": last,
+        "pooler_output": pooled,
+    }
+
+
+_TORCHVISION = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "num_layers": "depth",
+    "num_heads": "heads",
+    "hidden_dim": "width",
+    "mlp_dim": "mlp_width",
+    "num_classes": "num_classes",
+    "representation_size": "pre_logits",
+}
+
+
+def torchvision_options(config: Config) -> dict[str, Any]:
+    """Of torchvision's VisionTransformer."""
+    return {_TORCHVISION[key]: value for key, value in arguments(config).items()}
+
+
 REFERENCES = (
     Reference(
         name="vit",
         options=vit_options,
         golden=("vit", "vit_*", "vit[0-9]*", "deit", "deit_*", "deit[0-9]*"),
+        evaluate=evaluate_vit,
+        stacked=True,
+    ),
+    Reference(
+        name="vit_huggingface",
+        of="vit",
+        options=partial(huggingface_options, FAMILY.configs),
+        golden=("hf_vit*", "hf_deit*", "hf_dinov2*", "hf_siglip*", "clip_vision*"),
+        evaluate=evaluate_huggingface,
+        inputs=("x", "interp/x"),
+        stacked=True,
+    ),
+    Reference(
+        name="vit_torchvision",
+        of="vit",
+        options=torchvision_options,
+        golden=("torchvision_vit*",),
         evaluate=evaluate_vit,
         stacked=True,
     ),
