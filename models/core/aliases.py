@@ -109,6 +109,17 @@ def repository(name: str) -> str | None:
     return None
 
 
+def first_weights(name: str) -> str | None:
+    """Our variant of a name of timm's that stands for its first weights at the variant's own size; None for others,
+    of which the variant says less.
+    """
+    base, dot, tag = _parted(name)
+    for one in _MEANINGS.get(base, []):
+        if one.source == "timm" and "image_size" not in one.options and (not dot or tag == next(iter(one.tags), None)):
+            return one.variant
+    return None
+
+
 def names_of(variant: str) -> Iterator[Meaning]:
     """What other projects call a variant."""
     return (one for known in _MEANINGS.values() for one in known if one.variant == variant)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import naming
+from models.core import aliases
+from models.core.errors import unknown_name
 from models.core.registry import names
 from models.weights import files
 from models.weights.family import FAMILIES
@@ -48,14 +49,19 @@ def preprocessing(source: str | os.PathLike[str]) -> Preprocessing:
     found = of_variant(str(source))
     if found is None:
         known = names()
-        if str(source) in known:
-            raise ValueError(f"model {source}: its family does not say what its images go through")
-        raise ValueError(naming.unknown("model or file of weights", str(source), known))
+        if str(source) in known or aliases.meaning(str(source)):
+            raise ValueError(f"model {source}: what its images go through is said by a file of its weights only")
+        raise ValueError(
+            unknown_name("model or file of weights", str(source), known, aliases.nearest(str(source), known))
+        )
     return found
 
 
 def of_variant(name: str) -> Preprocessing | None:
-    """That of the published weights of a variant; None for a model that no family has."""
+    """That of the published weights of a variant, also by timm's name; None for a model that no family has, and for
+    names of weights whose images may go through something else, as those of Hugging Face do.
+    """
+    name = aliases.first_weights(name) or name
     return next((family.preprocessing[name] for family in FAMILIES.values() if name in family.preprocessing), None)
 
 

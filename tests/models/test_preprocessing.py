@@ -113,6 +113,15 @@ def test_of_each_file_of_torchvision_it_is_what_torchvision_says(tmp_path):
     assert of_file(tmp_path / "vit_b_16.pth") is None
 
 
+def test_a_name_of_timm_is_that_of_its_first_weights():
+    own = models.preprocessing("vit_s16")
+    assert models.preprocessing("vit_small_patch16_224") == own
+    assert models.preprocessing("vit_small_patch16_224.augreg_in21k_ft_in1k") == own
+    for other in ("vit_base_patch16_384", "google/vit-base-patch16-224", "vit_small_patch16_224.dino"):
+        with pytest.raises(ValueError, match="is said by a file of its weights only"):
+            models.preprocessing(other)
+
+
 def test_the_page_has_every_variant():
     text = page.PAGE.read_text()
     assert f"<!-- table: begin -->\n{page.table()}\n<!-- table: end -->" in text
@@ -193,7 +202,7 @@ def test_a_file_says_it_in_its_header_or_beside_it(tmp_path):
     assert of_file(tmp_path / "b.safetensors") is None
     with pytest.raises(ValueError, match="nothing in it or beside it says"):
         models.preprocessing(tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="unknown model or file of weights 'swin_tinny'; nearest: 'swin_tiny'"):
+    with pytest.raises(ValueError, match="unknown model or file of weights 'swin_tinny'; nearest: swin_tiny"):
         models.preprocessing("swin_tinny")
     with pytest.raises(FileNotFoundError, match="no file of weights"):
         models.preprocessing(tmp_path / "c.safetensors")
