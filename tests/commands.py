@@ -22,6 +22,11 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["train", "eval", "commands", "data", "tasks", "training.run.loop"])
 
 
+def told(text):
+    """What a command printed, without the lines that say what it is doing: on a slow machine there are some."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.endswith(" ...\n"))
+
+
 class Child:
     """A command that runs; like `subprocess.Popen` as far as tests need it.
 

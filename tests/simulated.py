@@ -22,4 +22,5 @@ def run(devices, script, *arguments):
     """What a script of `tests/`, or a text of one, prints on so many devices: JSON or nothing."""
     done = commands.run([script, *arguments], environment(devices), 300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout) if re.match(r"\s*[\[{]", done.stdout) else done.stdout
+    told = commands.told(done.stdout)
+    return json.loads(told) if re.match(r"\s*[\[{]", told) else told

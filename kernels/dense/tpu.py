@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 from kernels.dense import tpu_kernels
 from kernels.dense.tpu_kernels import LANES, Plan
 
-MOST_TOKENS = 1024
+LEAST_TOKENS, MOST_TOKENS = 8, 1024
+"""Fewer queries or keys fill no rows of a vector: XLA takes sums over them, which are no matter for a matrix unit."""
 _DEPTHS = 16
 """Of a head, multiples: rows of a vector of bfloat16, in which a head is cut out of what was turned."""
 _BLOCK = 256
@@ -28,8 +29,8 @@ def refuse(q: Any, k: Any, v: Any, *, with_lse: bool) -> str | None:
         return "takes one head dim, and as many key heads as query heads"
     if q.shape[-1] % _DEPTHS:
         return f"head dim {q.shape[-1]}; the kernel takes multiples of {_DEPTHS}"
-    if max(q.shape[1], k.shape[1]) > MOST_TOKENS:
-        return f"{q.shape[1]} queries and {k.shape[1]} keys; the kernel takes up to {MOST_TOKENS}"
+    if not all(LEAST_TOKENS <= array.shape[1] <= MOST_TOKENS for array in (q, k)):
+        return f"{q.shape[1]} queries and {k.shape[1]} keys; the kernel takes {LEAST_TOKENS} to {MOST_TOKENS}"
     return None
 
 

@@ -9,27 +9,40 @@ from jax.ad_checkpoint import checkpoint_policies as policies
 
 from models.core.errors import unknown_name
 
+LINEAR = "linear_layer"
+"""What a linear layer gives is called. Its product may be inside of a function with a derivative of its own."""
 
-def _linear_layers(primitive: Any, *given: Any, **parameters: Any) -> bool:
-    return primitive is lax.conv_general_dilated_p or policies.dots_with_no_batch_dims_saveable(
-        primitive, *given, **parameters
-    )
+
+def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive is lax.conv_general_dilated_p
+
+
+def _either(*kinds: Callable | str) -> Callable:
+    """A policy that keeps what one of several does, or what has one of these names."""
+    names = [one for one in kinds if isinstance(one, str)]
+    found: Callable = policies.save_only_these_names(*names)
+    for one in kinds:
+        found = found if isinstance(one, str) else policies.save_from_both_policies(found, one)
+    return found
 
 
 REMAT: dict[str, tuple[str, Callable | None]] = {
     "auto": ("`linear` in a scanned stack, `none` elsewhere", None),
     "linear": (
         "keep what linear layers and convolutions give, and per-head outputs; recompute scores and elementwise work",
-        policies.save_from_both_policies(
-            _linear_layers, policies.save_only_these_names("attention_heads", "attention_lse")
+        _either(
+            *(LINEAR, "attention_heads", "attention_lse"), _convolutions, policies.dots_with_no_batch_dims_saveable
         ),
     ),
     "none": ("keep what differentiation asks for; no recomputation", None),
     "full": ("keep only each block's input; recompute the block", policies.nothing_saveable),
-    "dots": ("keep the results of all matrix products, attention logits included", policies.dots_saveable),
+    "dots": (
+        "keep the results of all matrix products, attention logits included",
+        _either(LINEAR, policies.dots_saveable),
+    ),
     "dots_no_batch": (
         "keep matrix products without batch axes (the linear layers); recompute attention logits and elementwise work",
-        policies.dots_with_no_batch_dims_saveable,
+        _either(LINEAR, policies.dots_with_no_batch_dims_saveable),
     ),
     "attention": (
         "keep projections, per-head outputs and MLP hidden units; recompute the score matrices and elementwise work",

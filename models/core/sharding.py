@@ -17,8 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from models.core.remat import LINEAR
 from models.core.times import times
 
 BATCH = ("data", "fsdp")
@@ -173,7 +175,7 @@ def product(
 
     value = kernel[...]
     spec = parameter_spec(value.shape, kernel.get_metadata().get("tensor_split"), ways)
-    return (_from_inputs if "fsdp" in spec else _plainly)(multiply, x, value)
+    return checkpoint_name((_from_inputs if "fsdp" in spec else _plainly)(multiply, x, value), LINEAR)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -46,10 +46,10 @@ def same(found, expected):
 
 @pytest.mark.smoke
 def test_a_kernel_runs_where_it_is_worth_it():
-    for tokens, name in ((197, "xla"), (1535, "xla"), (1536, "splash"), (4096, "splash")):
+    for tokens, name in ((4, "xla"), (197, "tpu"), (1024, "tpu"), (1535, "xla"), (1536, "splash"), (4096, "splash")):
         explained = explain(dense_attention, *shapes(tokens))
         assert (explained["cpu"].implementation, explained["tpu"].implementation) == ("xla", name)
-        for platform, calls in (("cpu", 0), ("tpu", 1 if name == "splash" else 0)):
+        for platform, calls in (("cpu", 0), ("tpu", int(name != "xla"))):
             assert lowered(dense_attention, platform, *shapes(tokens)).count("tpu_custom_call") == calls
     assert "below 1536 tokens xla is faster" in explain(dense_attention, *shapes(197))["tpu"].refused["splash"]
 

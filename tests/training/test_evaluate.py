@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_the_state_of_the_metrics_is_donated(workdir):
 
 def test_the_command_repeats_what_the_loop_measured(workdir, tmp_path, capsys):
     assert run("--workdir", workdir, f"--config.eval.sets=('seen=@train[:20]', 'more={SYNTHETIC}@test[:5]')") == 0
-    said = capsys.readouterr().out
+    said = commands.told(capsys.readouterr().out)
     assert said.splitlines()[0].split()[:3] == ["set", "top1", "top5"]
     summary = json.loads((workdir / "summary.json").read_text())["metrics"]
     test, seen = (json.loads((workdir / "eval" / f"{label}.json").read_text()) for label in ("test", "seen"))
@@ -234,7 +235,7 @@ def broken(tmp_path_factory):
 def test_what_is_left_out_is_said_everywhere(workdir, broken, tmp_path, capsys):
     place = [f"--config.data.name=folder:{broken}", "--config.data.on_error=replace", "--config.eval.batch_size=3"]
     assert run("--workdir", workdir, *place, "--output", tmp_path) == 0
-    said = capsys.readouterr().out
+    said = commands.told(capsys.readouterr().out)
     assert said.splitlines()[0].split()[-1] == "left_out"
     assert said.splitlines()[1].split()[-1] == "2"
     assert re.search(

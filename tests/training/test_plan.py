@@ -69,7 +69,7 @@ def test_scanned_and_unrolled_plans_agree(twins):
     assert by_kind(scanned) == pytest.approx(by_kind(unrolled), rel=0.02)
     assert scanned.least_seconds == pytest.approx(unrolled.least_seconds, rel=0.02)
     assert scanned.parts == unrolled.parts
-    assert scanned.kept == unrolled.kept
+    assert scanned.kept < unrolled.kept  # a scan computes norms and activations again
     assert not scanned.cost.unknown_loops
     assert not unrolled.cost.unknown_loops
 
