@@ -119,7 +119,7 @@ class Terminal:
             yield
         finally:
             ended.set()
-            watcher.join()
+            watcher.join(1)  # whatever keeps it, the work is done
             self._doing.remove(doing)
             self.clear()
 
